@@ -1,0 +1,157 @@
+"""Slots: the named places of a base that adapters may change, and whether an adapter fits them."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_lora.adapter import Adapter
+from edge_lora.errors import AdapterMismatchError, UnknownNameError, list_all
+
+SlotKind = Literal["linear", "embedding", "conv", "other"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One weight of the base.
+
+    Attributes:
+        name: The torch parameter's name, ``model.layers.0.self_attn.q_proj.weight``.
+        shape: (out_features, in_features, …) as ``torch.nn.Linear`` or ``ConvNd`` stores it, also for
+            modules that store the transpose (GPT-2's Conv1D).
+        dtype: safetensors dtype name.
+        sha256: Hex digest of the weight's bytes in that shape, little-endian, row-major.
+        kind: What reads the weight.
+        aliases: Other names of the same tensor (tied weights).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+    kind: SlotKind = "linear"
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def slot_hash(self) -> str:
+        """The short hash that an adapter records for this slot."""
+        return self.sha256[:16]
+
+
+def fingerprint_of(slots: Iterable[Slot]) -> str:
+    """Return the sha256 (hex) over name, dtype, shape and content hash of all slots, in name order."""
+    digest = hashlib.sha256()
+    for slot in sorted(slots, key=lambda s: s.name):
+        digest.update(f"{slot.name}\0{slot.dtype}\0{list(slot.shape)}\0{slot.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+class SlotTable(Mapping[str, Slot]):
+    """All slots of a base, by name, in the order of the model.
+
+    Iterating and ``len`` see the canonical names; looking up by an alias works too.
+    """
+
+    def __init__(self, slots: Iterable[Slot], base_id: str = "", fingerprint: str = "") -> None:
+        """Hold ``slots``; ``fingerprint`` names the base that they were cut from (default: of these slots)."""
+        self._slots = {slot.name: slot for slot in slots}
+        self._canonical = {a: s.name for s in self._slots.values() for a in s.aliases}
+        self.base_id = base_id
+        self.fingerprint = fingerprint or fingerprint_of(self._slots.values())
+
+    def __getitem__(self, name: str) -> Slot:
+        """Return the slot of that name or alias."""
+        return self._slots[self._canonical.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over canonical names."""
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        """Return the number of distinct slots."""
+        return len(self._slots)
+
+    def check(self, adapter: Adapter) -> None:
+        """Raise AdapterMismatchError that lists every reason why ``adapter`` does not fit."""
+        problems = self.problems(adapter)
+        if not problems:
+            return
+        advice = "List the slots with: edge-lora inspect BUNDLE --slots"
+        if adapter.base.fingerprint != self.fingerprint:
+            advice = (
+                f"Trained on base {adapter.base.id or '?'} ({adapter.base.fingerprint[:12]}…), "
+                f"this is {self.base_id or '?'} ({self.fingerprint[:12]}…). {advice}"
+            )
+        title = f"adapter {adapter.name!r} does not fit base {self.base_id!r}"
+        raise AdapterMismatchError(f"{list_all(title, problems)}\n{advice}")
+
+    def problems(self, adapter: Adapter) -> list[str]:
+        """Return every reason why ``adapter`` does not fit this base; empty if it does."""
+        problems = []
+        if adapter.base.fingerprint != self.fingerprint:
+            problems.append("it was trained on another base (fingerprints differ)")
+        seen: dict[str, str] = {}
+        for name, delta in adapter.deltas.items():
+            try:
+                slot = self[name]
+            except KeyError:
+                problems.append(f"{name}: no such slot{self._hint(name)}")
+                continue
+            if slot.name in seen:
+                problems.append(f"{name}: is the same tensor as {seen[slot.name]}")
+            seen[slot.name] = name
+            if tuple(delta.shape) != slot.shape:
+                problems.append(f"{name}: made for shape {delta.shape}, slot is {slot.shape}")
+            if delta.dtype != slot.dtype:
+                problems.append(f"{name}: made for dtype {delta.dtype}, slot is {slot.dtype}")
+            if delta.slot_hash and delta.slot_hash != slot.slot_hash:
+                problems.append(
+                    f"{name}: trained on weight {delta.slot_hash}, slot is {slot.slot_hash}"
+                )
+        return problems
+
+    def _hint(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self._slots, n=1)
+        return f" (close: {close[0]})" if close else ""
+
+
+def match_names(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names that match any pattern, in the order of ``names``.
+
+    A pattern is a shell glob over the parameter name, with or without its ``.weight``:
+    ``*.q_proj`` and ``*.q_proj.weight`` mean the same.
+
+    Raises:
+        UnknownNameError: If a pattern matches nothing; the message suggests close names.
+
+    >>> match_names(["*.q"], ["a.q.weight", "a.k.weight"])
+    ['a.q.weight']
+    """
+    matched: set[str] = set()
+    problems = []
+    for pattern in patterns:
+        hits = [n for n in names if _matches(n, pattern)]
+        if not hits:
+            leaves = sorted({_module_of(n).rsplit(".", 1)[-1] for n in names})
+            leaf = pattern.removesuffix(".weight").rsplit(".", 1)[-1]
+            close = difflib.get_close_matches(leaf, leaves) or leaves[:8]
+            counts = ", ".join(
+                f"{c!r} ({sum(_module_of(n).endswith(c) for n in names)})" for c in close
+            )
+            problems.append(f"pattern {pattern!r} matches none of {len(names)} slots. Close: {counts}")
+        matched.update(hits)
+    if problems:
+        raise UnknownNameError(list_all("no slots found", problems))
+    return [n for n in names if n in matched]
+
+
+def _module_of(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(_module_of(name), pattern)
