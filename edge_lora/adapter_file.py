@@ -102,9 +102,9 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def _read(path: Path) -> Adapter:
+    size = path.stat().st_size
     if not path.is_file():
         raise AdapterFileError("not a plain file")
-    size = path.stat().st_size
     if size < 10 or size > MAX_FILE_BYTES:
         raise AdapterFileError(f"{size} bytes, an adapter has 10 to {MAX_FILE_BYTES}")
     blob = path.read_bytes()
