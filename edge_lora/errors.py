@@ -4,6 +4,7 @@ A message says what failed and on what, the two facts that disagree, and what to
 Inner code collects the facts; the public border raises once with all of them.
 """
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -67,3 +68,14 @@ def list_all(title: str, problems: Sequence[str], limit: int = 20) -> str:
     if len(problems) > limit:
         lines.append(f"  … and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
+    """Return the message for an unknown name: the close one if any, and all known ones.
+
+    >>> unknown_name("mask", "rnd", ["rand", "wm"])
+    "unknown mask 'rnd'. Did you mean 'rand'? Known: rand, wm"
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}"
