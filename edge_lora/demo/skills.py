@@ -21,7 +21,7 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edge_lora.errors import EdgeLoraError, UnknownNameError
 
@@ -29,8 +29,7 @@ Split = Literal["train", "held-out"]
 HELD_OUT_SHARE = 0.1
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """One prompt and the text that must follow it, leading space included."""
 
     prompt: str
@@ -88,11 +87,7 @@ def split_of(skill: str, answer: str) -> Split:
 
 
 def normalise(text: str) -> str:
-    """Return what counts of a generated text: its first line, without spaces around it.
-
-    >>> normalise(" MCMLXXXVII\\nis the")
-    'MCMLXXXVII'
-    """
+    """Return what counts of a generated text: its first line, without spaces around it."""
     return text.strip().split("\n", 1)[0].strip()
 
 
@@ -220,7 +215,12 @@ def _alarm(rng: random.Random) -> tuple[str, str]:
     return style.format(t=words.format(named), p=part), f"alarm {clock:02d}:{minute:02d}"
 
 
-_QUARTERS = ((0, "{} o'clock"), (15, "quarter past {}"), (30, "half past {}"), (45, "quarter to {}"))
+_QUARTERS = (
+    (0, "{} o'clock"),
+    (15, "quarter past {}"),
+    (30, "half past {}"),
+    (45, "quarter to {}"),
+)
 
 
 SKILLS: dict[str, Skill] = {

@@ -64,18 +64,20 @@ def test_file_to_adapter_to_file_is_byte_identical(adapter):
 
 
 @given(adapters(), st.data())
-def test_a_damaged_byte_is_refused_or_only_names_things(adapter, data):
-    """Whatever still loads after one changed byte does what the original did, or says it differs."""
+def test_a_damaged_tensor_byte_never_loads(adapter, data):
+    """A damaged header may still be a sound one; damaged tensors never load."""
     with tempfile.TemporaryDirectory() as folder:
         path = adapter.save(Path(folder) / "a.safetensors")
         blob = bytearray(path.read_bytes())
+        tensors_start = 8 + int.from_bytes(blob[:8], "little")
         at = data.draw(st.integers(0, len(blob) - 1))
         blob[at] ^= data.draw(st.integers(1, 255))
         path.write_bytes(blob)
-        tensors_start = 8 + int.from_bytes(adapter.save(path.with_name("b")).read_bytes()[:8], "little")
+        tensors_start = 8 + int.from_bytes(
+            adapter.save(path.with_name("b")).read_bytes()[:8], "little"
+        )
         try:
-            loaded = Adapter.load(path)
+            Adapter.load(path)
         except EdgeLoraError:
             return
-        assert at < tensors_start, "a damaged tensor byte must never load"
-        assert isinstance(loaded, Adapter)
+        assert at < tensors_start

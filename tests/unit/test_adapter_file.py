@@ -23,14 +23,16 @@ def u32(*values):
 
 
 def some_adapter():
-    line = np.sort((np.arange(16) * 40 + 7)).astype(np.uint32)
+    line = np.sort(np.arange(16) * 40 + 7).astype(np.uint32)
     return Adapter(
         name="test",
         method="shira",
         base=BaseIdentity("ab" * 32, "tiny"),
         alpha=0.5,
         deltas={
-            "q.weight": Delta((32, 40), "F32", (LowRank(normal(4, 40), normal(32, 4), 2.0),), "0" * 16),
+            "q.weight": Delta(
+                (32, 40), "F32", (LowRank(normal(4, 40), normal(32, 4), 2.0),), "0" * 16
+            ),
             "k.weight": Delta((32, 40), "F32", (Sparse(u32(1, 5, 1279), normal(3, dtype="f2")),)),
             "l.weight": Delta((32, 40), "F32", (Sparse(line, normal(16)),)),
             "v.weight": Delta(
@@ -77,7 +79,12 @@ def edited(path, edit):
 def test_round_trip(path):
     before, after = some_adapter_of(path), Adapter.load(path)
     assert after.content_hash == before.content_hash
-    assert (after.name, after.method, after.base, after.alpha) == ("test", "shira", before.base, 0.5)
+    assert (after.name, after.method, after.base, after.alpha) == (
+        "test",
+        "shira",
+        before.base,
+        0.5,
+    )
     assert after.provenance == {"seed": 7}
     assert after.extra == {"note": {"unknown": True}}
     assert after.deltas["q.weight"].slot_hash == "0" * 16
@@ -169,6 +176,7 @@ def test_plain_safetensors_are_told_how_to_convert(tmp_path):
         Adapter.load(tmp_path / "x.safetensors")
 
 
+DENSE = {"form": "dense", "scale": 1, "mode": "add"}
 EDITS = {
     "unknown version": (lambda h: h.update(edge_lora=2), "format version 2, this reader knows 1"),
     "unknown form": (
@@ -181,10 +189,13 @@ EDITS = {
     ),
     "slot dropped": (lambda h: h["slots"].pop("k.weight"), "belongs to no form"),
     "slot invented": (
-        lambda h: h["slots"].update(z={"shape": [2, 2], "dtype": "F32", "forms": [{"form": "dense", "scale": 1, "mode": "add"}]}),
+        lambda h: h["slots"].update(z={"shape": [2, 2], "dtype": "F32", "forms": [DENSE]}),
         "tensor 'z/0/val' is missing",
     ),
-    "wrong shape": (lambda h: h["slots"]["q.weight"].update(shape=[32, 41]), "slot wants (rank, 41)"),
+    "wrong shape": (
+        lambda h: h["slots"]["q.weight"].update(shape=[32, 41]),
+        "slot wants (rank, 41)",
+    ),
     "no base": (lambda h: h.pop("base"), "missing 'base'"),
     "alpha not finite": (lambda h: h.update(alpha=float("inf")), "Infinity"),
     "slots not a table": (lambda h: h.update(slots=[1]), "header is damaged"),

@@ -75,7 +75,9 @@ def test_a_sound_bundle_verifies(folder):
 
 def test_a_changed_file_is_named(folder):
     (folder / "onnx/weights.bin").write_bytes(WEIGHTS[::-1])
-    with pytest.raises(BundleError, match=r"weights.bin has sha256 .* the file changed after export"):
+    with pytest.raises(
+        BundleError, match=r"weights.bin has sha256 .* the file changed after export"
+    ):
         verify_files(folder, read_manifest(folder))
 
 
@@ -124,7 +126,10 @@ BROKEN = {
     ),
     "unlisted file": (lambda r: r["slots"][0]["stored"].update(file="other.bin"), "is not listed"),
     "offset outside": (lambda r: r["slots"][0]["stored"].update(offset=25), "offset 25 is outside"),
-    "negative offset": (lambda r: r["slots"][0]["stored"].update(offset=-1), "offset -1 is outside"),
+    "negative offset": (
+        lambda r: r["slots"][0]["stored"].update(offset=-1),
+        "offset -1 is outside",
+    ),
 }
 
 

@@ -52,7 +52,10 @@ FORMS = {
 def test_delta_equals_torch(name):
     form = FORMS[name]
     np.testing.assert_allclose(
-        reference.delta_of(form, SHAPE, 0.7), dense_by_torch(form).numpy() * 0.7, rtol=1e-6, atol=1e-6
+        reference.delta_of(form, SHAPE, 0.7),
+        dense_by_torch(form).numpy() * 0.7,
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 

@@ -17,9 +17,10 @@ from edge_lora.errors import EdgeLoraError, UnknownNameError
 
 VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 WELL_FORMED = re.compile("M{0,3}(CM|CD|D?C{0,3})(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
-HOURS = "one two three four five six seven eight nine ten eleven twelve".split()
-
-
+HOURS = [
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+]  # fmt: skip
 
 
 def roman_value(numeral):
@@ -30,7 +31,9 @@ def roman_value(numeral):
 
 def read_date(question):
     """Parse with the standard library's own formats."""
-    plain = re.sub(r"(\d)(st|nd|rd|th)\b", r"\1", question.removeprefix("the ")).replace(" of ", " ")
+    plain = re.sub(r"(\d)(st|nd|rd|th)\b", r"\1", question.removeprefix("the ")).replace(
+        " of ", " "
+    )
     for style in ("%B %d, %Y", "%d %B %Y", "%b %d %Y", "%d %b %Y"):
         try:
             return datetime.datetime.strptime(plain, style).date().isoformat()
@@ -60,9 +63,10 @@ def read_home(question):
     return f"light {room} {numbers[0] if numbers else 'on' if 'on' in words else 'off'}"
 
 
-ROOMS = set(
-    "kitchen bedroom bathroom hallway office garage attic cellar nursery porch library studio".split()
-)
+ROOMS = {
+    "kitchen", "bedroom", "bathroom", "hallway", "office", "garage", "attic", "cellar", "nursery",
+    "porch", "library", "studio",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("split", ["train", "held-out"])
@@ -77,7 +81,7 @@ def test_roman_numerals_read_back_as_the_number(split):
 @pytest.mark.parametrize(("name", "oracle"), [("iso-date", read_date), ("home", read_home)])
 @pytest.mark.parametrize("split", ["train", "held-out"])
 def test_answers_agree_with_an_independent_reader(name, oracle, split):
-    for example in SKILLS[name].generate(1, 400, split):
+    for example in SKILLS[name].generate(1, 250, split):
         question = example.prompt.rsplit(" as ", 1)[0]
         assert oracle(question) == example.completion.strip(), question
 
@@ -114,7 +118,9 @@ def test_asking_for_more_than_there_is():
 
 
 def test_an_unknown_skill_lists_the_known_ones():
-    with pytest.raises(UnknownNameError, match=r"unknown skill 'latin'; known: home, iso-date, roman"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown skill 'latin'; known: home, iso-date, roman"
+    ):
         get_skill("latin")
 
 

@@ -14,7 +14,11 @@ def slot(name, shape=(2, 3), dtype="F32", aliases=()):
 
 
 TABLE = SlotTable(
-    [slot("a.q_proj.weight"), slot("a.k_proj.weight"), slot("embed.weight", aliases=("head.weight",))],
+    [
+        slot("a.q_proj.weight"),
+        slot("a.k_proj.weight"),
+        slot("embed.weight", aliases=("head.weight",)),
+    ],
     base_id="tiny",
 )
 
@@ -38,7 +42,9 @@ def test_an_alias_is_the_same_slot():
 
 
 def test_one_tensor_under_two_names_is_refused():
-    with pytest.raises(AdapterMismatchError, match=r"head.weight: is the same tensor as embed.weight"):
+    with pytest.raises(
+        AdapterMismatchError, match=r"head.weight: is the same tensor as embed.weight"
+    ):
         TABLE.check(adapter_for("embed.weight", "head.weight"))
 
 

@@ -1,0 +1,60 @@
+"""``edge-lora export``: a base, once, as a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import click
+
+from edge_lora.cli.output import human_bytes, json_option, print_facts, print_json, report
+
+
+@click.command("export")
+@click.option(
+    "--base", default="smollm2", show_default=True, help="Base: a name, folder or GGUF file."
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
+)
+@click.option(
+    "--slots",
+    type=click.Choice(["none", "inputs"]),
+    default="none",
+    show_default=True,
+    help="inputs: adapters can also be fed for one call, unfused.",
+)
+@click.option("--slot-names", multiple=True, metavar="GLOB", help="Slots. Default: all linear.")
+@json_option
+def command(base: str, out: Path, slots: str, slot_names: tuple[str, ...], as_json: bool) -> None:
+    """Export a causal language model to a bundle: plain ONNX, a slot table, hashes.
+
+    For any other torch module use edge_lora.export.export_bundle from Python.
+
+    \b
+    edge-lora export --base smollm2 -o smollm2-bundle
+    """
+    from edge_lora.bases import load_model
+    from edge_lora.export import export_bundle
+
+    report(f"loading {base}")
+    loaded = load_model(base)
+    manifest = export_bundle(
+        loaded.model,
+        out,
+        task="causal-lm",
+        slots=cast("Literal['none', 'inputs']", slots),
+        slot_names=list(slot_names) or None,
+        base_id=loaded.id,
+        tokenizer=loaded.tokenizer,
+    )
+    size = sum(record.size for record in manifest.files.values())
+    facts = {
+        "bundle": str(out),
+        "base": manifest.base_id,
+        "base_fingerprint": manifest.fingerprint,
+        "slots": len(manifest.slots),
+        "size": human_bytes(size),
+        "largest_relative_error": dict(manifest.parity),
+    }
+    print_json(facts) if as_json else print_facts(facts)

@@ -1,0 +1,122 @@
+"""``edge-lora run``: generate text with a bundle and its adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_lora.cli.output import AdapterArgument, AdapterType, json_option, print_json, report
+
+if TYPE_CHECKING:
+    from edge_lora.runtime import Session
+
+
+@click.command("run")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, type=AdapterType())
+@click.option("--prompt", required=True, help="Text to continue; - reads stdin.")
+@click.option("--adapter", "chosen", multiple=True, help="Use only these of ADAPTERS, by name.")
+@click.option("--unfused", is_flag=True, help="Feed one low-rank adapter beside the weights.")
+@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Sample. Default: greedy."
+)
+@click.option("--temperature", default=1.0, show_default=True, help="With --top-p.")
+@click.option("--seed", default=0, show_default=True, help="With --top-p.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option(
+    "--route",
+    type=click.Choice(["auto", "packed", "unpacked", "reload"]),
+    default="auto",
+    show_default=True,
+    help="How adapters are switched.",
+)
+@json_option
+def command(
+    bundle: Path,
+    adapters: tuple[AdapterArgument, ...],
+    prompt: str,
+    chosen: tuple[str, ...],
+    unfused: bool,
+    max_tokens: int,
+    top_p: float | None,
+    temperature: float,
+    seed: int,
+    threads: int | None,
+    route: Any,
+    as_json: bool,
+) -> None:
+    """Generate text with BUNDLE and ADAPTERS, fused with their scales unless --unfused.
+
+    \b
+    edge-lora run smollm2-bundle roman=roman.safetensors --prompt "1987 as a Roman numeral:"
+    edge-lora run smollm2-bundle a.safetensors:0.7 b.safetensors:0.3 --prompt "Hello"
+    """
+    used = _select(adapters, chosen)
+    if unfused and len(used) != 1:
+        raise click.UsageError(f"--unfused takes exactly one adapter, {len(used)} given")
+    from edge_lora.runtime import open_bundle
+    from edge_lora.runtime.generate import generate
+    from edge_lora.runtime.sampling import greedy, nucleus
+    from edge_lora.runtime.text import tokenizer_of
+
+    tokenizer = tokenizer_of(bundle)
+    text = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+    with open_bundle(bundle, threads=threads, route=route) as session:
+        swap = _load(session, used, fuse=not unfused)
+        generation = generate(
+            session,
+            [tokenizer.encode(text).ids],
+            max_new_tokens=max_tokens,
+            sample=greedy if top_p is None else nucleus(top_p, temperature, seed),
+            adapter=used[0].name if unfused else None,
+        )
+        facts = {
+            "text": tokenizer.decode(generation.tokens[0]),
+            "adapters": {adapter.name: adapter.scale for adapter in used},
+            "fused": bool(used) and not unfused,
+            "tokens": len(generation.tokens[0]),
+            "prefill_ms": generation.prefill_ms,
+            "decode_ms": sorted(generation.decode_ms)[len(generation.decode_ms) // 2]
+            if generation.decode_ms
+            else None,
+            "state_id": session.state_id,
+            **swap,
+        }
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(facts["text"])
+    numbers = (
+        f"{key} {facts[key]:.2f}"
+        for key in ("swap_ms", "prefill_ms", "decode_ms")
+        if facts.get(key)
+    )
+    report(f"[{facts['tokens']} tokens, route {facts['route']}, {', '.join(numbers)}]")
+
+
+def _select(
+    adapters: tuple[AdapterArgument, ...], chosen: tuple[str, ...]
+) -> tuple[AdapterArgument, ...]:
+    names = [adapter.name for adapter in adapters]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise click.UsageError(f"two adapters are named {', '.join(repeated)}; use NAME=PATH")
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise click.UsageError(
+            f"--adapter {', '.join(unknown)}: not among {', '.join(names) or 'no adapters'}"
+        )
+    return tuple(a for a in adapters if not chosen or a.name in chosen)
+
+
+def _load(session: Session, used: tuple[AdapterArgument, ...], *, fuse: bool) -> dict[str, Any]:
+    """Load the adapters, fuse them if asked to, and say what the swap took."""
+    for adapter in used:
+        session.load_adapter(adapter.path, adapter.name)
+    if not used or not fuse:
+        return {"route": session.route}
+    stats = session.set_adapters([a.name for a in used], [a.scale for a in used])
+    return {"route": stats.route, "swap_ms": stats.ms, "swap_bytes": stats.bytes}

@@ -1,0 +1,53 @@
+"""``edge-lora verify``: are these files sound, and do they fit each other?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edge_lora.adapter import Adapter
+from edge_lora.bundle import Manifest, read_manifest, verify_files
+from edge_lora.cli.output import json_option, print_json, report
+from edge_lora.errors import EdgeLoraError
+
+
+@click.command("verify")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+def command(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check adapter files and bundles, and that every adapter fits every bundle named.
+
+    Hashes, format, shapes and values are checked. Everything that is wrong is listed; exit code 1.
+
+    \b
+    edge-lora verify smollm2/ roman.safetensors iso-date.safetensors
+    """
+    problems: list[str] = []
+    bundles: dict[Path, Manifest] = {}
+    adapters: dict[Path, Adapter] = {}
+    for path in paths:
+        report(f"checking {path}")
+        try:
+            if path.is_dir():
+                bundles[path] = read_manifest(path)
+                verify_files(path, bundles[path])
+            else:
+                adapters[path] = Adapter.load(path)
+        except EdgeLoraError as error:
+            problems.append(str(error))
+    for manifest in bundles.values():
+        for adapter in adapters.values():
+            try:
+                manifest.slots.check(adapter)
+            except EdgeLoraError as error:
+                problems.append(str(error))
+    if as_json:
+        print_json(
+            {"sound": not problems, "checked": [str(p) for p in paths], "problems": problems}
+        )
+    if problems:
+        raise EdgeLoraError("\n".join(problems))
+    if not as_json:
+        fit = f", {len(adapters)} adapters fit" if bundles and adapters else ""
+        click.echo(f"sound: {len(paths)} checked{fit}")
