@@ -16,9 +16,10 @@ BUILD  := 'scikit-build-core>=1.1,<2' 'nanobind>=3,<4' 'nlohmann-json>=3.11,<4' 
 CORE   := $(shell find cpp_ext -name '*.cc' -o -name '*.h' -o -name '*.txt' -o -name '*.cmake')
 CXX_SOURCES = $(shell find cpp_ext -name '*.cc' -o -name '*.h')
 JOBS   ?= 2
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := check
-.PHONY: demo test check fmt lint types cpp asan fuzz bench clean
+.PHONY: demo test check fmt lint types cpp asan tsan bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edge-lora demo $(ARGS)
@@ -42,16 +43,15 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# The core alone, without Python: configure, build, unit tests.
-cpp: $(VENV)/.dev
-	$(BIN)/cmake -S cpp_ext -B build/cpp -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo
-	$(BIN)/cmake --build build/cpp -j $(JOBS)
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+# The core alone, without Python: configure, build, unit tests. `asan` and `tsan` add sanitizers.
+cpp: build-dev
+asan: build-asan
+tsan: build-tsan
 
-asan: $(VENV)/.dev
-	$(BIN)/cmake -S cpp_ext -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=Debug -DEDGE_LORA_SANITIZE=ON
-	$(BIN)/cmake --build build/asan -j $(JOBS)
-	$(BIN)/ctest --test-dir build/asan --output-on-failure
+build-%: $(VENV)/.dev
+	$(BIN)/cmake -S cpp_ext --preset $*
+	$(BIN)/cmake --build build/cpp-$* -j $(JOBS)
+	$(BIN)/ctest --test-dir build/cpp-$* --output-on-failure
 
 bench: $(VENV)/.installed
 	$(BIN)/edge-lora bench $(ARGS)
