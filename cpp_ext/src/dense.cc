@@ -1,0 +1,190 @@
+#include "dense.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+
+namespace edge_lora {
+namespace {
+
+/// total += sum * factor
+inline void Accumulate(const Line& sum, float factor, float* total) {
+  Line line;
+  Load(total, line);
+  Store(line + sum * factor, total);
+}
+
+/// total[k] += (sum over r of b[r] * a[r][k]) * factor, r ascending, every operation rounded.
+///
+/// Four inputs at a time: with 16 outputs each that is 8 AVX2 accumulators, which hide the latency
+/// of the additions and leave registers for b and a.
+EL_CLONES void AddLowRank(const float* a, size_t pitch, const float* b, uint32_t rank,
+                          size_t inputs, float factor, float* total) {
+  constexpr size_t kStep = 4;
+  size_t k = 0;
+  for (; k + kStep <= inputs; k += kStep) {
+    Line sum[kStep] = {};
+    for (uint32_t r = 0; r < rank; ++r) {
+      Line b_line;
+      Load(b + r * kLine, b_line);
+      for (size_t j = 0; j < kStep; ++j) sum[j] += b_line * a[r * pitch + k + j];
+    }
+    for (size_t j = 0; j < kStep; ++j) Accumulate(sum[j], factor, total + (k + j) * kLine);
+  }
+  for (; k < inputs; ++k) {
+    Line sum = {};
+    for (uint32_t r = 0; r < rank; ++r) {
+      Line b_line;
+      Load(b + r * kLine, b_line);
+      sum += b_line * a[r * pitch + k];
+    }
+    Accumulate(sum, factor, total + k * kLine);
+  }
+}
+
+EL_CLONES bool AddLines(const float* total, uint64_t inputs, float* tile) {
+  constexpr int kExponent = 0x7f800000;
+  LineBits special = {};
+  for (uint64_t k = 0; k < inputs; ++k) {
+    Line sum;
+    Line delta;
+    Load(tile + k * kLine, sum);
+    Load(total + k * kLine, delta);
+    sum += delta;
+    Store(sum, tile + k * kLine);
+    LineBits bits;
+    std::memcpy(&bits, &sum, sizeof bits);
+    special |= (bits & kExponent) == kExponent;
+  }
+  int any = 0;
+  for (int j = 0; j < kLine; ++j) any |= special[j];
+  return any == 0;
+}
+
+/// Adds values[first …] * factor to output n of a tile, inputs [k0, k1).
+void AddRun(const Values& values, size_t first, float factor, uint64_t k0, uint64_t k1,
+            const Rect& part, uint64_t n, Tile& total) {
+  float run[kTileInputs];
+  ToFloat(values, first, k1 - k0, run);
+  for (uint64_t k = k0; k < k1; ++k) total.value[k - part.k0][n - part.n0] += run[k - k0] * factor;
+}
+
+void AddSparse(const Sparse& sparse, float factor, Shape shape, const Rect& part, Tile& total) {
+  for (uint64_t n = part.n0; n < part.n1; ++n) {
+    const uint64_t row = n * shape.in;
+    auto index = std::ranges::lower_bound(sparse.indices, row + part.k0);
+    for (; index != sparse.indices.end() && *index < row + part.k1; ++index) {
+      const uint64_t k = *index - row;
+      const auto at = static_cast<size_t>(index - sparse.indices.begin());
+      AddRun(sparse.values, at, factor, k, k + 1, part, n, total);
+    }
+  }
+}
+
+void AddBlock(const Block& block, float factor, Shape shape, const Rect& part, Tile& total) {
+  const auto position = [&block](uint64_t index) {
+    const auto found = std::ranges::lower_bound(block.indices, index);
+    const bool has = found != block.indices.end() && *found == index;
+    return has ? found - block.indices.begin() : std::ptrdiff_t{-1};
+  };
+  for (uint64_t n = part.n0; block.rows && n < part.n1; ++n) {
+    const auto at = position(n);
+    if (at < 0) continue;
+    const size_t first = static_cast<size_t>(at) * shape.in + part.k0;
+    AddRun(block.values, first, factor, part.k0, part.k1, part, n, total);
+  }
+  for (uint64_t k = part.k0; !block.rows && k < part.k1; ++k) {
+    const auto at = position(k);
+    if (at < 0) continue;
+    const size_t first = static_cast<size_t>(at) * shape.out;
+    for (uint64_t n = part.n0; n < part.n1; ++n) {
+      AddRun(block.values, first + n, factor, k, k + 1, part, n, total);
+    }
+  }
+}
+
+void AddDense(const Dense& dense, float factor, Shape shape, const Rect& part, Tile& total) {
+  for (uint64_t n = part.n0; n < part.n1; ++n) {
+    AddRun(dense.values, n * shape.in + part.k0, factor, part.k0, part.k1, part, n, total);
+  }
+}
+
+double LargestOf(const Values& values) {
+  double largest = 0;
+  std::vector<float> chunk(std::min<size_t>(values.count, 4096));
+  for (size_t first = 0; first < values.count; first += chunk.size()) {
+    const size_t count = std::min(chunk.size(), values.count - first);
+    ToFloat(values, first, count, chunk.data());
+    for (size_t i = 0; i < count; ++i) largest = std::max<double>(largest, std::fabs(chunk[i]));
+  }
+  return largest;
+}
+
+}  // namespace
+
+DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& rect)
+    : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()) {
+  const uint64_t inputs = rect.k1 - rect.k0;
+  const uint64_t outputs = rect.n1 - rect.n0;
+  const uint64_t lines = (outputs + kLine - 1) / kLine;
+  std::vector<float> row(lines * kLine);  // zero past the last output
+  for (size_t t = 0; t < terms.size(); ++t) {
+    const auto* low_rank = std::get_if<LowRank>(&terms[t].fields);
+    if (low_rank == nullptr) continue;
+    Factors& factors = factors_[t];
+    factors.rank = low_rank->rank;
+    factors.a.resize(factors.rank * inputs);
+    factors.b.resize(lines * factors.rank * kLine);
+    for (uint32_t r = 0; r < factors.rank; ++r) {
+      ToFloat(low_rank->a, r * shape.in + rect.k0, inputs, factors.a.data() + r * inputs);
+      ToFloat(low_rank->bt, r * shape.out + rect.n0, outputs, row.data());
+      for (uint64_t i = 0; i < lines; ++i) {
+        std::copy_n(&row[i * kLine], kLine, &factors.b[(i * factors.rank + r) * kLine]);
+      }
+    }
+  }
+}
+
+void DeltaOnRect::Sum(const Rect& part, Tile& total) const {
+  const uint64_t inputs = part.k1 - part.k0;
+  std::fill_n(total.value[0], inputs * kLine, 0.0F);
+  for (size_t t = 0; t < terms_.size(); ++t) {
+    const Term& term = terms_[t];
+    if (const Factors& factors = factors_[t]; factors.rank != 0) {
+      const float* a = factors.a.data() + part.k0 - rect_.k0;
+      const float* b = factors.b.data() + (part.n0 - rect_.n0) * factors.rank;
+      AddLowRank(a, rect_.k1 - rect_.k0, b, factors.rank, inputs, term.factor, total.value[0]);
+    } else if (const auto* sparse = std::get_if<Sparse>(&term.fields)) {
+      AddSparse(*sparse, term.factor, shape_, part, total);
+    } else if (const auto* block = std::get_if<Block>(&term.fields)) {
+      AddBlock(*block, term.factor, shape_, part, total);
+    } else {
+      AddDense(std::get<Dense>(term.fields), term.factor, shape_, part, total);
+    }
+  }
+}
+
+bool AddTile(const Tile& total, uint64_t inputs, Tile& tile) {
+  return AddLines(total.value[0], inputs, tile.value[0]);
+}
+
+double BoundOf(std::span<const Term> terms) {
+  double bound = 0;
+  for (const Term& term : terms) {
+    double largest = 0;
+    if (const auto* low_rank = std::get_if<LowRank>(&term.fields)) {
+      largest = low_rank->rank * LargestOf(low_rank->a) * LargestOf(low_rank->bt);
+    } else if (const auto* sparse = std::get_if<Sparse>(&term.fields)) {
+      largest = LargestOf(sparse->values);
+    } else if (const auto* block = std::get_if<Block>(&term.fields)) {
+      largest = LargestOf(block->values);
+    } else {
+      largest = LargestOf(std::get<Dense>(term.fields).values);
+    }
+    bound += largest * std::max(1.0, std::fabs(static_cast<double>(term.factor)));
+  }
+  return bound;
+}
+
+}  // namespace edge_lora

@@ -1,0 +1,36 @@
+#include "parallel.h"
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace edge_lora {
+
+void ParallelFor(size_t count, int threads, const std::function<void(size_t)>& work) {
+  std::atomic<size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto drain = [&] {
+    try {
+      for (size_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) work(i);
+    } catch (...) {
+      next = count;
+      const std::scoped_lock hold(failure_mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  std::vector<std::jthread> helpers;
+  try {
+    for (int t = 1; t < threads && static_cast<size_t>(t) < count; ++t) helpers.emplace_back(drain);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that started and this one do the work.
+  }
+  drain();
+  helpers.clear();  // joins
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace edge_lora
