@@ -45,6 +45,7 @@ try:
         Layout,
         Patch,
         SwapStats,
+        abi_version,
         allocator_stats,
         allocator_status,
         cpu_features,
@@ -55,9 +56,9 @@ except ImportError as error:
         "compiled core not found (edge_lora._core). Build it with: pip install -e ."
     ) from error
 
-if _core.abi_version() != ABI_VERSION:
+if abi_version() != ABI_VERSION:
     raise EngineUnavailableError(
-        f"compiled core has ABI version {_core.abi_version()}, these Python sources expect "
+        f"compiled core has ABI version {abi_version()}, these Python sources expect "
         f"{ABI_VERSION}: they are of different builds. Build again with: pip install -e ."
     )
 
@@ -68,6 +69,7 @@ __all__ = [
     "Layout",
     "Patch",
     "SwapStats",
+    "abi_version",
     "allocator_stats",
     "allocator_status",
     "cpu_features",
