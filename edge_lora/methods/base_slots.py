@@ -13,7 +13,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_lora.errors import UnsupportedError, list_all
@@ -107,11 +109,11 @@ def find_weights(model: nn.Module) -> dict[str, SlotWeight]:
     return {weight.name: weight for weight in found.values()}
 
 
-def _byte_chunks(weight: Tensor) -> Iterator[memoryview]:
+def _byte_chunks(weight: Tensor) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of ``weight``, row-major in its shape, without a second copy of all of it."""
     rows = max(1, _HASH_CHUNK_BYTES // max(1, weight[:1].numel() * weight.element_size()))
     for chunk in torch.split(weight, rows):
-        yield memoryview(chunk.contiguous().cpu().view(torch.uint8).numpy().reshape(-1))
+        yield chunk.contiguous().cpu().view(torch.uint8).numpy()
 
 
 def hash_weight(weight: Tensor) -> str:

@@ -41,6 +41,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
             continue
         try:
             pairs.append(_pair_of(json.loads(line)))
+        except json.JSONDecodeError as error:
+            problems.append(f"line {number}: {error.msg} at column {error.colno}")
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if not pairs and not problems:

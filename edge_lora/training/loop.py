@@ -1,5 +1,4 @@
-"""The training loop: accelerate does devices, precision, accumulation and processes; we do the
-rest.
+"""The training loop: accelerate does devices, precision, accumulation, processes; we the rest.
 
 The rest is: step hooks, schedules, validation with the best state kept, the curves, and
 checkpoints that resume exactly (on CPU to the bit).
