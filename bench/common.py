@@ -1,0 +1,114 @@
+"""What the benchmarks share: a real bundle, made-up adapters of known size, and one way to print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora import Adapter, BaseIdentity, Delta, LowRank, Sparse
+from edge_lora.bundle import Manifest, read_manifest
+from edge_lora.forms import Form, matrix_shape
+from edge_lora.runtime.bench.measure import device
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "out"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def smollm2_bundle(slots: str = "none") -> Path:
+    """Return SmolLM2-135M as a bundle, exporting it on first use (about a minute)."""
+    folder = OUT / f"smollm2-{slots}"
+    if not (folder / "bundle.json").is_file():
+        from edge_lora.bases import load_model
+        from edge_lora.export import export_bundle
+
+        base = load_model("smollm2")
+        export_bundle(base.model, folder, task="causal-lm", slots=slots, tokenizer=base.tokenizer)
+    return folder
+
+
+def made_up_adapter(manifest: Manifest, kind: str, seed: int = 0) -> Path:
+    """Write an adapter over all linear layers (not the head) with random values.
+
+    Args:
+        manifest: Of the bundle.
+        kind: "random1" or "line1" (1 % sparse, fp16), "lora16" (rank 16, fp32).
+        seed: Of masks and values.
+    """
+    rng = np.random.default_rng(seed)
+    deltas = {
+        name: Delta(
+            slot.shape, slot.dtype, (_form(kind, matrix_shape(slot.shape), rng),), slot.slot_hash
+        )
+        for name, slot in manifest.slots.items()
+        if name.startswith("model.layers.")
+    }
+    adapter = Adapter(
+        name=f"{kind}-{seed}",
+        method="made up for the benchmark",
+        base=BaseIdentity(manifest.fingerprint, manifest.base_id),
+        deltas=deltas,
+    )
+    (OUT / "adapters").mkdir(parents=True, exist_ok=True)
+    return adapter.save(OUT / "adapters" / f"{adapter.name}.safetensors")
+
+
+def _form(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> Form:
+    out_features, in_features = shape
+    size = out_features * in_features
+    match kind:
+        case "random1":
+            index = np.sort(rng.choice(size, size // 100, replace=False)).astype(np.uint32)
+        case "line1":
+            lines = rng.choice(size // 16, size // 1600, replace=False)
+            group, column = np.divmod(lines, in_features)
+            rows = group[:, None] * 16 + np.arange(16)
+            index = np.sort((rows * in_features + column[:, None]).ravel()).astype(np.uint32)
+        case "lora16":
+            a = rng.standard_normal((16, in_features)).astype(np.float32)
+            b = rng.standard_normal((out_features, 16)).astype(np.float32)
+            return LowRank(a, b, 1e-3)
+    return Sparse(index, (rng.standard_normal(index.size) * 1e-2).astype(np.float16))
+
+
+def language_feeds(manifest: Manifest, new: int, past: int) -> dict[str, NDArray[np.generic]]:
+    """Return inputs for ``new`` tokens after ``past`` cached ones, batch 1."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[np.generic]] = {
+        "input_ids": rng.integers(0, 40_000, (1, new)),
+        "attention_mask": np.ones((1, past + new), np.int64),
+        "position_ids": np.arange(past, past + new)[None],
+    }
+    for spec in manifest.inputs:
+        if spec.name.startswith("past."):
+            shape = [1, spec.shape[1], past, spec.shape[3]]
+            feeds[spec.name] = (rng.standard_normal(shape) * 0.1).astype(np.float32)
+    return feeds
+
+
+def report(name: str, rows: Sequence[Mapping[str, object]], note: str = "") -> None:
+    """Print rows as a Markdown table and keep them under ``bench/results/NAME.json``."""
+    columns = list(rows[0])
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(_cell(row[c]) for c in columns)} |")
+    where = device()
+    print(
+        f"\n{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}. {note}"
+    )
+    RESULTS.mkdir(exist_ok=True)
+    record = {"device": where, "note": note, "rows": [dict(row) for row in rows]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return the manifest of a bundle."""
+    return read_manifest(folder)

@@ -1,0 +1,66 @@
+"""``edge-lora bench``: what loading, switching and running cost on this device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_lora.cli.output import AdapterArgument, AdapterType, json_option, print_json, report
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, type=AdapterType())
+@click.option("--runs", default=50, show_default=True, type=click.IntRange(50), help="Per variant.")
+@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@click.option(
+    "--route",
+    type=click.Choice(["auto", "packed", "unpacked", "reload"]),
+    default="auto",
+    show_default=True,
+    help="How adapters are switched.",
+)
+@click.option(
+    "-o",
+    "--out",
+    "outs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Write a .json, .csv, .md or .html report; repeatable.",
+)
+@json_option
+def command(
+    bundle: Path,
+    adapters: tuple[AdapterArgument, ...],
+    runs: int,
+    threads: int | None,
+    route: Any,
+    outs: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Measure BUNDLE with ADAPTERS: open, load, swap, first run, steady runs, churn.
+
+    \b
+    edge-lora bench smollm2-bundle roman=roman.safetensors -o bench.html
+    """
+    from edge_lora.runtime.bench import bench_bundle
+    from edge_lora.runtime.bench.report import check_format, markdown, write_report
+
+    for path in outs:
+        check_format(path)
+    result = bench_bundle(
+        bundle,
+        {adapter.name: adapter.path for adapter in adapters},
+        threads=threads,
+        route=route,
+        runs=runs,
+        progress=report,
+    )
+    for path in outs:
+        report(f"wrote {write_report(result, path)}")
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(markdown(result), nl=False)

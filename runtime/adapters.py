@@ -1,0 +1,160 @@
+"""Adapters that a session has loaded: their headers, and their compiled patches under a byte budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_lora.native import AdapterFile, Image, Patch
+
+from edge_lora import native
+from edge_lora.adapter import BaseIdentity
+from edge_lora.errors import AdapterFileError, EdgeLoraError
+from edge_lora.runtime.cache import cache_folder, cache_key, trim
+
+
+@dataclass(frozen=True)
+class SlotHeader:
+    """What a header says about one slot; enough for ``SlotTable.check``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    slot_hash: str
+    forms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """One adapter file as the session knows it; its tensors are read again when needed.
+
+    Attributes:
+        name: The name in this session.
+        path: Absolute path of the file.
+        header: The file's JSON header.
+    """
+
+    name: str
+    path: Path
+    header: Mapping[str, Any]
+
+    @cached_property
+    def deltas(self) -> dict[str, SlotHeader]:
+        """Slot name -> what the adapter has for it."""
+        return {
+            slot: SlotHeader(
+                tuple(entry["shape"]),
+                entry["dtype"],
+                entry.get("hash", ""),
+                tuple(form["form"] for form in entry["forms"]),
+            )
+            for slot, entry in self.header["slots"].items()
+        }
+
+    @property
+    def method(self) -> str:
+        """The training method that made it."""
+        return str(self.header["method"])
+
+    @cached_property
+    def base(self) -> BaseIdentity:
+        """The base that it was trained on."""
+        return BaseIdentity(self.header["base"]["sha256"], self.header["base"].get("id", ""))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of what the adapter does; its name and provenance do not count."""
+        counted = {k: self.header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
+        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+    def open(self) -> AdapterFile:
+        """Read and check the file again.
+
+        Raises:
+            AdapterFileError: If it is not the file that was loaded.
+        """
+        file = read_file(self.path)
+        if json.loads(file.header) != self.header:
+            raise AdapterFileError(
+                f"adapter file '{self.path}' changed since it was loaded as {self.name!r}; "
+                "delete that adapter and load the file again"
+            )
+        return file
+
+
+def read_file(path: Path) -> AdapterFile:
+    """Open one adapter file in the core, with the path in every error."""
+    try:
+        return native.AdapterFile(str(path))
+    except EdgeLoraError as error:
+        text = str(error)
+        message = text if str(path) in text else f"adapter file '{path}': {text}"
+        raise AdapterFileError(message) from error
+
+
+class PatchPool:
+    """Compiled patches, least recently used out first, never more than a budget beside the active one.
+
+    A patch that was dropped comes back from the user's cache folder, or is compiled again.
+    """
+
+    def __init__(self, image: Image, image_key: str, budget_bytes: int | None) -> None:
+        """Keep patches for ``image``, whose layout and content ``image_key`` names."""
+        self._image, self._image_key, self._budget = image, image_key, budget_bytes
+        self._patches: dict[str, Patch] = {}  # in order of last use
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all patches held."""
+        return sum(patch.nbytes for patch in self._patches.values())
+
+    def key(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> str:
+        """Return the cache key of a weighted sum of adapters on this image."""
+        return cache_key(self._image_key, [(a.content_hash, weight) for a, weight in parts])
+
+    def get(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> Patch:
+        """Return the patch for a weighted sum of adapters, from memory, disk or the compiler."""
+        key = self.key(parts)
+        patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
+        self._patches[key] = patch
+        self._shrink()
+        return patch
+
+    def drop(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
+        """Forget one patch in memory; the file in the cache stays."""
+        self._patches.pop(self.key(parts), None)
+
+    def _from_disk(self, key: str) -> Patch | None:
+        path = cache_folder("patches") / key
+        if not path.is_file():
+            return None
+        try:
+            patch = self._image.load_patch(str(path))
+            path.touch()
+            return patch
+        except (EdgeLoraError, OSError):  # damaged or from another build: make it anew
+            path.unlink(missing_ok=True)
+            return None
+
+    def _compile(self, key: str, parts: Sequence[tuple[LoadedAdapter, float]]) -> Patch:
+        patch = self._image.compile([(adapter.open(), weight) for adapter, weight in parts])
+        folder = cache_folder("patches")
+        try:
+            patch.save(str(folder / key))
+            trim(folder)
+        except (EdgeLoraError, OSError):
+            pass  # a full disk costs a compilation next time, nothing else
+        return patch
+
+    def _shrink(self) -> None:
+        if self._budget is None:
+            return
+        newest = next(reversed(self._patches))
+        for key in [k for k in self._patches if k != newest]:
+            if self.nbytes <= self._budget:
+                return
+            del self._patches[key]

@@ -1,0 +1,73 @@
+"""Engines: what executes a bundle's graph. A new engine is one file and one row here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora.bundle import Manifest, TensorSpec
+from edge_lora.errors import EngineUnavailableError, UnknownNameError
+
+if TYPE_CHECKING:
+    from edge_lora.native import Image
+
+Route = Literal["packed", "unpacked", "reload"]
+ROUTES: tuple[Route, ...] = ("packed", "unpacked", "reload")
+Arrays = Mapping[str, NDArray[np.generic]]
+
+ENGINES = {"onnxruntime": "edge_lora.runtime.engines.onnxruntime_engine"}
+
+
+class Engine(Protocol):
+    """A live graph. Calls are made by one session, which does the locking."""
+
+    route: Route
+    version: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once; outputs are owned by the caller."""
+
+    def run_values(self, feeds: Mapping[str, object]) -> dict[str, object]:
+        """Run once on the engine's own tensors, without copies."""
+
+    def value(self, array: NDArray[np.generic]) -> object:
+        """Return the engine's own tensor over ``array``, which must stay alive."""
+
+    def numpy(self, value: object) -> NDArray[np.generic]:
+        """Return a NumPy view or copy of an engine tensor."""
+
+    def bind(self, image: Image) -> None:
+        """Tell ``image`` where each slot's weight lies; raises UnsupportedError naming the slots not found."""
+
+    def replace_weights(self, weights: Arrays) -> None:
+        """Rebuild with other slot weights, (out, in) fp32 (route ``reload``)."""
+
+    def close(self) -> None:
+        """Free the graph."""
+
+
+def open_engine(name: str, folder: Path, manifest: Manifest, route: Route, threads: int) -> Engine:
+    """Open ``manifest``'s graph with one engine on one route.
+
+    Raises:
+        UnknownNameError: If there is no such engine.
+        EngineUnavailableError: If its package is not installed.
+    """
+    if name not in ENGINES:
+        raise UnknownNameError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    try:
+        module = importlib.import_module(ENGINES[name])
+    except ModuleNotFoundError as error:
+        raise EngineUnavailableError(
+            f"engine {name!r} is not installed ({error.name} is missing). "
+            f"Install it with: pip install 'edge-lora[{name}]'"
+        ) from error
+    engine: Engine = module.open_engine(folder, manifest, route, threads)
+    return engine

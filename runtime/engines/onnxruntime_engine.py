@@ -1,0 +1,185 @@
+"""ONNX Runtime on the CPU.
+
+Route ``packed``: the compiled core is the engine's allocator, so that every packed weight is born in
+memory that we know and may patch (``edge_lora.runtime.engines.packed_blocks`` finds them). Weights that the
+engine uses as they are (embeddings, convolutions) are handed over in memory of our own.
+Route ``unpacked``: all slot weights are handed over, and the engine is told not to pack.
+Route ``reload``: an ordinary session, built anew with other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from edge_lora.native import Image, Layout
+from numpy.typing import NDArray
+
+from edge_lora.bundle import Manifest, StoredSlot, TensorSpec
+from edge_lora.errors import BundleError, EngineUnavailableError, UnsupportedError, list_all
+from edge_lora.forms import matrix_shape
+from edge_lora.runtime.engines import Arrays, Route
+from edge_lora.runtime.engines.packed_blocks import (
+    bind_packed_blocks,
+    is_packed,
+    opt_in,
+    require_allocator,
+)
+
+ort.set_default_logger_severity(3)  # rank-0 slots make ONNX Runtime warn once per tensor
+_NUMPY = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
+# Fusions that would fold a weight of ours into another constant, where a patch no longer reaches it.
+_FOLDING = {
+    "Conv": ["NchwcTransformer", "ConvBNFusion", "ConvMulFusion", "ConvAddFusion"],
+    "Gather": [],
+    "MatMul": [],
+    "Gemm": [],
+}
+
+
+class OnnxRuntimeEngine:
+    """One ONNX Runtime session over a bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest, route: Route, threads: int) -> None:
+        """Build the session; see ``open_engine``."""
+        self.route: Route = route
+        self.version: str = ort.__version__
+        self._folder, self._manifest, self._threads = folder, manifest, threads
+        self._ours: dict[str, NDArray[np.float32]] = {}  # slot -> weight in memory of our own
+        if route == "packed":
+            require_allocator()
+            handed = [s for s, place in manifest.stored.items() if not is_packed(place)]
+            self._ours = {slot: self._read(slot) for slot in handed}
+        elif route == "unpacked":
+            self._ours = {slot: self._map(slot) for slot in manifest.stored}
+        self._session, self._values = self._build(self._ours)
+        self.inputs = {i.name: _spec(i) for i in self._session.get_inputs()}
+        self.outputs = {o.name: _spec(o) for o in self._session.get_outputs()}
+        self._names = list(self.outputs)
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once; outputs are owned by the caller."""
+        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+
+    def run_values(self, feeds: Mapping[str, object]) -> dict[str, object]:
+        """Run once on OrtValues, without copies."""
+        values = self._session.run_with_ort_values(self._names, dict(feeds))
+        return dict(zip(self._names, values, strict=True))
+
+    def value(self, array: NDArray[np.generic]) -> object:
+        """Return an OrtValue over ``array``, which must be contiguous and stay alive."""
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def numpy(self, value: object) -> NDArray[np.generic]:
+        """Return the OrtValue's content."""
+        result: NDArray[np.generic] = value.numpy()  # type: ignore[attr-defined]
+        return result
+
+    def bind(self, image: Image) -> None:
+        """Tell ``image`` where each slot's weight lies."""
+        missing = []
+        for slot, array in self._ours.items():
+            out_features, in_features = matrix_shape(self._manifest.slots[slot].shape)
+            layout = Layout.plain(in_features, out_features, self._manifest.stored[slot].layout)
+            image.add_place(slot, layout, array.ctypes.data, array.nbytes)
+        if self.route == "packed":
+            missing = bind_packed_blocks(image, self._manifest, self.version)
+        if missing:
+            raise UnsupportedError(
+                list_all("packed weights not found in the engine's memory", missing)
+            )
+
+    def replace_weights(self, weights: Arrays) -> None:
+        """Build a new session in which the slots of ``weights`` have other values."""
+        handed = {}
+        for slot, weight in weights.items():
+            matrix = weight.reshape(matrix_shape(weight.shape))
+            stored = matrix.T if self._manifest.stored[slot].layout == "io" else weight
+            handed[slot] = np.ascontiguousarray(stored, np.float32)
+        session, values = self._build(handed)
+        self._session = session
+        self._values, self._ours = values, handed
+
+    def close(self) -> None:
+        """Free the session, then the weights that it reads."""
+        del self._session
+        self._values.clear()
+        self._ours.clear()
+
+    def _build(self, handed: Mapping[str, NDArray[np.float32]]) -> tuple[Any, dict[str, object]]:
+        """Return a session and the tensors that it reads, which must outlive it."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        operators = {op for slot in handed for op in self._manifest.stored[slot].operators}
+        disabled = sorted({name for op in operators for name in _FOLDING.get(op, [])})
+        if self.route == "packed":
+            opt_in(options)
+        elif self.route == "unpacked":
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            disabled.append("ConstantFolding")
+        values = {slot: self.value(array) for slot, array in handed.items()}
+        for slot, value in values.items():
+            options.add_initializer(self._manifest.stored[slot].initializer, value)
+        model = self._folder / "onnx" / "model.onnx"
+        try:
+            return ort.InferenceSession(
+                str(model),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=disabled,
+            )
+        except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+            raise BundleError(f"ONNX Runtime cannot open '{model}': {error}") from error
+        return session, values
+
+    def _read(self, slot: str) -> NDArray[np.float32]:
+        place, shape = self._place(slot)
+        count = int(np.prod(shape))
+        path = self._folder / place.file
+        return np.fromfile(path, np.float32, count, offset=place.offset).reshape(shape)
+
+    def _map(self, slot: str) -> NDArray[np.float32]:
+        place, shape = self._place(slot)
+        path = self._folder / place.file
+        return np.memmap(
+            path, np.float32, "c", place.offset, shape
+        )  # copy on write: the file stays
+
+    def _place(self, slot: str) -> tuple[StoredSlot, tuple[int, ...]]:
+        place, shape = self._manifest.stored[slot], self._manifest.slots[slot].shape
+        return place, matrix_shape(shape)[::-1] if place.layout == "io" else shape
+
+
+def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) -> OnnxRuntimeEngine:
+    """Open a bundle's graph in ONNX Runtime.
+
+    Raises:
+        EngineUnavailableError: If the bundle has no ONNX graph.
+        UnsupportedError: If the route is not possible here.
+    """
+    if "onnx/model.onnx" not in manifest.files:
+        raise EngineUnavailableError(
+            f"bundle '{folder}' has no ONNX graph; export it with engines=('onnxruntime',)"
+        )
+    others = sorted({s.dtype for s in manifest.slots.values()} - {"F32"})
+    if others and route != "reload":
+        raise UnsupportedError(f"slots of dtype {others} cannot be patched in place yet, only F32")
+    return OnnxRuntimeEngine(folder, manifest, route, threads)
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(d if isinstance(d, int) else str(d) for d in node.shape)
+    return TensorSpec(node.name, _NUMPY.get(node.type, node.type), shape)

@@ -1,0 +1,111 @@
+"""Find ONNX Runtime's packed weights in the memory that it took from our allocator.
+
+The layout of a packed weight is the kernel's own business and differs between processors. It is read
+off a one-node session that packs a weight whose values name their positions, once per shape, and
+cached. A block of the real session belongs to a slot if *every* value of it is the slot's value in
+that layout; nothing is assumed that was not compared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import onnxruntime as ort
+from edge_lora.native import Image, Layout
+
+from edge_lora import native
+from edge_lora.bundle import Manifest, StoredSlot
+from edge_lora.errors import UnsupportedError
+from edge_lora.forms import matrix_shape
+from edge_lora.runtime.cache import cache_key, cached_bytes
+from edge_lora.runtime.engines.one_node import matmul_model
+
+# Operators that pack a constant fp32 weight; the engine folds a Transpose away and packs behind it.
+_PACKING = {"MatMul", "Gemm", "Transpose"}
+_probing = threading.Lock()  # a probe looks for the blocks that appeared meanwhile
+
+
+def is_packed(place: StoredSlot) -> bool:
+    """Whether the engine keeps its own packed copy and nothing else of this weight."""
+    return set(place.operators) <= _PACKING
+
+
+def require_allocator() -> None:
+    """Register the compiled core as ONNX Runtime's allocator, once per process.
+
+    Raises:
+        UnsupportedError: If the engine refuses; the message is the engine's.
+    """
+    if native.allocator_status() != "registered":
+        ort.SessionOptions().register_custom_ops_library(native.library_path())
+    if native.allocator_status() != "registered":
+        raise UnsupportedError(f"ONNX Runtime refused our allocator: {native.allocator_status()}")
+
+
+def opt_in(options: ort.SessionOptions) -> None:
+    """Let this session take its memory from our allocator; other sessions are not touched."""
+    options.add_session_config_entry("session.use_env_allocators", "1")
+
+
+def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[str]:
+    """Bind every slot that the engine packs to its block; return what was not found, or is ambiguous."""
+    problems = []
+    twins = Counter(slot.sha256 for slot in manifest.slots.values())
+    free = {address: size for address, size, reserved in native.live_blocks() if reserved}
+    for name, place in manifest.stored.items():
+        if not set(place.operators) & _PACKING:
+            continue
+        slot = manifest.slots[name]
+        if twins[slot.sha256] > 1:
+            problems.append(f"{name}: another slot has the same values, their blocks look alike")
+            continue
+        out_features, in_features = matrix_shape(slot.shape)
+        layout = packed_layout(in_features, out_features, version)
+        address = _find(image, name, layout, free)
+        if address is None:
+            problems.append(f"{name}: no block holds its weight")
+        else:
+            image.add_place(name, layout, address, free.pop(address))
+    return problems
+
+
+def packed_layout(in_features: int, out_features: int, version: str) -> Layout:
+    """Return where the engine puts each value of a packed fp32 (in, out) weight on this processor."""
+    key = cache_key("onnxruntime", version, native.cpu_features(), "f32", in_features, out_features)
+    return Layout.from_bytes(
+        cached_bytes("layouts", key, lambda: _probe(in_features, out_features).to_bytes())
+    )
+
+
+def _probe(in_features: int, out_features: int) -> Layout:
+    values = Layout.probe_values(in_features, out_features, "io")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    opt_in(options)
+    with _probing:
+        before = {address for address, _, _ in native.live_blocks()}
+        session = ort.InferenceSession(
+            matmul_model(values), options, providers=["CPUExecutionProvider"]
+        )
+        new = [b for b in native.live_blocks() if b[0] not in before and b[1] >= values.nbytes]
+        problems = []
+        for address, size, _ in new:
+            try:
+                return Layout.from_probe(address, size, in_features, out_features)
+            except UnsupportedError as error:
+                problems.append(str(error))
+        del session  # its block had to live until here
+    raise UnsupportedError(
+        f"ONNX Runtime's packing of a ({in_features}, {out_features}) weight is not readable here: "
+        f"{'; '.join(problems) or 'no packed block appeared'}"
+    )
+
+
+def _find(image: Image, name: str, layout: Layout, free: dict[int, int]) -> int | None:
+    """Return the address of the block that holds the slot's weight, or None."""
+    least = layout.elements * 4
+    for address, size in free.items():
+        if least <= size < least + 4096 and image.holds(name, layout, address, size):
+            return address
+    return None

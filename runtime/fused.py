@@ -1,0 +1,165 @@
+"""Fused adapters: weights that hold an adapter, either patched in place or reloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from edge_lora.native import Image
+from numpy.typing import NDArray
+
+from edge_lora import native, reference
+from edge_lora.adapter import Adapter
+from edge_lora.bundle import Manifest
+from edge_lora.errors import AdapterFileError
+from edge_lora.forms import Form, matrix_shape
+from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
+from edge_lora.runtime.cache import cache_key
+from edge_lora.runtime.engines import Engine
+
+Parts = Sequence[tuple[LoadedAdapter, float]]
+"""Adapters and their weights; empty is the base."""
+
+
+class FusedWeights(Protocol):
+    """Where a session's fused adapters live."""
+
+    def prepare(self, parts: Parts) -> int:
+        """Check and compile, so that ``swap`` cannot fail; returns how many values differ from the base."""
+
+    def swap(self, parts: Parts) -> int:
+        """Replace what is active by ``parts``, as one step; returns bytes of weights written."""
+
+    def forget(self, parts: Parts) -> None:
+        """Free what ``prepare`` keeps."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory kept beside the base."""
+
+    def differing_slots(self) -> list[str]:
+        """Slots whose weights in use are not the base's; empty: the base, to the bit."""
+
+    def sha256(self) -> str:
+        """Digest (hex) of the weights in use."""
+
+    def close(self) -> None:
+        """Let go of the engine's memory."""
+
+
+class PatchedWeights:
+    """The engine's own weights, patched in place (routes ``packed`` and ``unpacked``)."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, engine: Engine, threads: int, budget: int | None
+    ) -> None:
+        """Map every slot of ``manifest`` to the memory in which ``engine`` reads it."""
+        self.image = Image(threads)
+        for name, slot in manifest.slots.items():
+            place = manifest.stored[name]
+            out_features, in_features = matrix_shape(slot.shape)
+            path = str(folder / place.file)
+            self.image.add_slot(name, in_features, out_features, path, place.offset, place.layout)
+        engine.bind(self.image)
+        key = cache_key(
+            manifest.fingerprint,
+            list(manifest.slots),
+            engine.version,
+            engine.route,
+            native.cpu_features(),
+            native.abi_version(),
+        )
+        self._pool = PatchPool(self.image, key, budget)
+
+    def prepare(self, parts: Parts) -> int:
+        """Compile the patch; see ``FusedWeights``."""
+        return self._pool.get(parts).changed
+
+    def swap(self, parts: Parts) -> int:
+        """Exchange patches in place; see ``FusedWeights``."""
+        return self.image.swap(self._pool.get(parts) if parts else None).bytes
+
+    def forget(self, parts: Parts) -> None:
+        """Drop the compiled patch from memory."""
+        self._pool.drop(parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the compiled patches."""
+        return self._pool.nbytes
+
+    def differing_slots(self) -> list[str]:
+        """Compare every value in use with the bundle's file."""
+        return self.image.differing_slots()
+
+    def sha256(self) -> str:
+        """Digest of the engine's memory, as packed."""
+        return self.image.sha256()
+
+    def close(self) -> None:
+        """Let go of the engine's memory."""
+        self.image.close()
+
+
+class ReloadedWeights:
+    """A new engine session for every switch (route ``reload``)."""
+
+    def __init__(self, folder: Path, manifest: Manifest, engine: Engine) -> None:
+        """Keep what is needed to build ``engine``'s session again."""
+        self._folder, self._manifest, self._engine = folder, manifest, engine
+        self._active: dict[str, NDArray[np.float32]] = {}
+
+    def prepare(self, parts: Parts) -> int:
+        """Merge once to see that it can be done; see ``FusedWeights``."""
+        merged = self._merged(parts)
+        return sum(int((w != self._base(slot)).sum()) for slot, w in merged.items())
+
+    def swap(self, parts: Parts) -> int:
+        """Merge and reload; see ``FusedWeights``."""
+        merged = self._merged(parts)
+        self._engine.replace_weights(merged)
+        self._active = merged
+        return sum(weight.nbytes for weight in merged.values())
+
+    def forget(self, parts: Parts) -> None:
+        """Nothing is kept."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the merged weights of the active adapters."""
+        return sum(weight.nbytes for weight in self._active.values())
+
+    def differing_slots(self) -> list[str]:
+        """Slots that the session was last built with other values for."""
+        return [s for s, w in self._active.items() if not np.array_equal(w, self._base(s))]
+
+    def sha256(self) -> str:
+        """Digest of the replaced weights."""
+        return cache_key([(s, w.tobytes().hex()) for s, w in sorted(self._active.items())])
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _merged(self, parts: Parts) -> dict[str, NDArray[np.float32]]:
+        terms: dict[str, list[tuple[Form, float]]] = {}
+        for loaded, weight in parts:
+            adapter = Adapter.load(loaded.path)
+            if adapter.base != loaded.base:
+                raise AdapterFileError(f"adapter file '{loaded.path}' changed since it was loaded")
+            for name, delta in adapter.deltas.items():
+                slot = self._manifest.slots[name].name
+                terms.setdefault(slot, []).extend(
+                    (form, weight * adapter.alpha) for form in delta.forms
+                )
+        return {slot: reference.apply(self._base(slot), these) for slot, these in terms.items()}
+
+    def _base(self, slot: str) -> NDArray[np.float32]:
+        shape, place = self._manifest.slots[slot].shape, self._manifest.stored[slot]
+        out_features, in_features = matrix_shape(shape)
+        path, count = self._folder / place.file, out_features * in_features
+        values = np.fromfile(path, np.float32, count, offset=place.offset)
+        if place.layout == "io":
+            values = values.reshape(in_features, out_features).T
+        return np.ascontiguousarray(values).reshape(shape)

@@ -1,0 +1,61 @@
+"""Open a bundle on the best route that proves itself on this device."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+from edge_lora.bundle import read_manifest
+from edge_lora.errors import UnknownNameError, UnsupportedError, list_all
+from edge_lora.runtime.engines import ROUTES, Route
+from edge_lora.runtime.session import Session
+from edge_lora.runtime.verified import verify_once
+
+log = logging.getLogger(__name__)
+
+
+def open_bundle(
+    folder: str | Path,
+    engine: str = "onnxruntime",
+    *,
+    threads: int | None = None,
+    route: Route | Literal["auto"] = "auto",
+    adapter_budget_bytes: int | None = None,
+) -> Session:
+    """Open an exported bundle.
+
+    Args:
+        folder: The bundle.
+        engine: What executes the graph.
+        threads: Of the engine and of swaps; default: the processors of this machine.
+        route: How fused adapters are switched. "auto" takes the first of packed, unpacked, reload
+            that passes its self-test here, and logs a warning if that is not packed.
+        adapter_budget_bytes: Most bytes of compiled patches to keep in memory beside the newest;
+            default: no limit.
+
+    Raises:
+        BundleError: If the bundle is damaged or changed.
+        EngineUnavailableError: If the engine is not installed.
+        UnsupportedError: If no route works, with the reason for each.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    verify_once(folder, manifest)
+    threads = threads or os.cpu_count() or 1
+    if route not in (*ROUTES, "auto"):
+        raise UnknownNameError(f"unknown route {route!r}; known: auto, {', '.join(ROUTES)}")
+    failures = []
+    for candidate in ROUTES if route == "auto" else (route,):
+        try:
+            session = Session(folder, manifest, engine, candidate, threads, adapter_budget_bytes)
+        except UnsupportedError as error:
+            failures.append(f"{candidate}: {error}")
+            continue
+        if failures:
+            log.warning(
+                "%s", list_all(f"route {candidate!r} is in use instead of 'packed'", failures)
+            )
+        return session
+    raise UnsupportedError(list_all(f"bundle '{folder}' cannot be opened here", failures))

@@ -1,0 +1,391 @@
+"""A live session over a bundle: run it, and switch adapters under it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora.bundle import Manifest, TensorSpec
+from edge_lora.errors import (
+    EdgeLoraError,
+    NoEffectError,
+    UnknownNameError,
+    UnsupportedError,
+    list_all,
+)
+from edge_lora.runtime.adapters import LoadedAdapter, read_file
+from edge_lora.runtime.binding import IoBinding
+from edge_lora.runtime.cache import cache_key
+from edge_lora.runtime.canary import canary_feeds, same
+from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
+from edge_lora.runtime.fused import FusedWeights, Parts, PatchedWeights, ReloadedWeights
+from edge_lora.runtime.lock import ReadWriteLock
+from edge_lora.runtime.selftest import self_test
+from edge_lora.runtime.unfused import SlotInputs, slot_inputs
+
+
+@dataclass(frozen=True)
+class SwapStats:
+    """What one switch did.
+
+    Attributes:
+        ms: Wall time of the switch alone; compiling, and waiting for running calls, are not in it.
+        bytes: Bytes of weights written.
+        route: How it was done.
+    """
+
+    ms: float
+    bytes: int
+    route: Route
+
+
+class Session:
+    """A live base whose adapters can be switched between runs; made by :func:`edge_lora.runtime.open_bundle`.
+
+    Safe to use from several threads: runs share the base, a switch waits for the runs that have begun
+    and holds back those that have not. A run sees the old adapter or the new one, never a mixture.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        engine: str,
+        route: Route,
+        threads: int,
+        adapter_budget_bytes: int | None,
+    ) -> None:
+        """Open ``manifest`` on one route; raises UnsupportedError if that route fails here."""
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = ReadWriteLock()
+        self._changing = threading.Lock()  # one load, switch or delete at a time
+        self._loaded: dict[str, LoadedAdapter] = {}
+        self._unfused: dict[str, SlotInputs] = {}
+        self._active: tuple[tuple[str, float], ...] = ()
+        self._canary = canary_feeds(manifest)
+        self._closed = False
+        self._engine: Engine = open_engine(engine, folder, manifest, route, threads)
+        try:
+            self._weights = self._fuse(threads, adapter_budget_bytes)
+        except EdgeLoraError:
+            self._engine.close()
+            raise
+
+    def _fuse(self, threads: int, budget: int | None) -> FusedWeights:
+        if self._engine.route == "reload":
+            return ReloadedWeights(self.folder, self.manifest, self._engine)
+        weights = PatchedWeights(self.folder, self.manifest, self._engine, threads, budget)
+        try:
+            self_test(self._engine, weights.image, self.manifest, self._canary)
+        except EdgeLoraError:
+            weights.close()
+            raise
+        return weights
+
+    @property
+    def route(self) -> Route:
+        """How fused adapters are switched in this session."""
+        return self._engine.route
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Required inputs: name -> dtype and shape with symbolic dimensions."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Outputs: name -> dtype and shape with symbolic dimensions."""
+        return self._engine.outputs
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return list(self._loaded)
+
+    def header(self, name: str) -> LoadedAdapter:
+        """Return what the file of a loaded adapter says: method, base, slots with their forms."""
+        return self._require_loaded(name)
+
+    @property
+    def active_adapters(self) -> dict[str, float]:
+        """Fused adapters and their weights; empty is the base."""
+        return dict(self._active)
+
+    @property
+    def state_id(self) -> str:
+        """Hash of base + active adapters + weights: the key for caches that depend on the weights."""
+        active = [(self._loaded[name].content_hash, weight) for name, weight in self._active]
+        return cache_key(self.manifest.fingerprint, active)
+
+    def run(self, inputs: Arrays, adapter: str | None = None) -> dict[str, NDArray[np.generic]]:
+        """Run the graph once.
+
+        Args:
+            inputs: Name -> array, for every name in ``inputs``.
+            adapter: A loaded low-rank adapter to use unfused, for this call alone (needs a bundle
+                exported with slots as inputs, and no fused adapter).
+
+        Returns:
+            Name -> array, owned by the caller.
+        """
+        self.check_inputs(inputs)
+        with self.held() as engine:
+            extra = self._slot_inputs(adapter).arrays if adapter else {}
+            return engine.run({**inputs, **extra})
+
+    def unfused_values(self, adapter: str | None) -> Mapping[str, object]:
+        """Return the engine tensors that make a call inside ``held()`` run with ``adapter``."""
+        return self._slot_inputs(adapter).values if adapter else {}
+
+    def io_binding(self, adapter: str | None = None) -> IoBinding:
+        """Return a binding of inputs and outputs to memory that stays, for calls without copies.
+
+        Unlike ONNX Runtime's own active adapters, an unfused ``adapter`` works through it.
+        """
+        return IoBinding(self, adapter)
+
+    @contextmanager
+    def held(self) -> Iterator[Engine]:
+        """Hold the weights as they are: no switch happens inside. Do not switch or run inside."""
+        with self._lock.shared():
+            self._require_open()
+            yield self._engine
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        adapter: str | None = None,
+    ) -> str:
+        """Continue a text; greedy, or nucleus sampling if ``top_p`` is given.
+
+        For batches, token ids and timings see :func:`edge_lora.runtime.generate`.
+        """
+        from edge_lora.runtime.generate import generate
+        from edge_lora.runtime.sampling import greedy, nucleus
+        from edge_lora.runtime.text import tokenizer_of
+
+        tokenizer = tokenizer_of(self.folder)
+        sample = greedy if top_p is None else nucleus(top_p, temperature, seed)
+        result = generate(
+            self,
+            [tokenizer.encode(prompt).ids],
+            max_new_tokens=max_new_tokens,
+            sample=sample,
+            adapter=adapter,
+        )
+        return str(tokenizer.decode(result.tokens[0]))
+
+    def load_adapter(self, path: str | Path, name: str | None = None) -> str:
+        """Read, check and compile an adapter; the weights in use do not change.
+
+        Args:
+            path: An adapter file.
+            name: Its name in this session; default: the name in the file. A name that is taken is refused.
+
+        Returns:
+            The name.
+
+        Raises:
+            AdapterFileError: If the file is damaged.
+            AdapterMismatchError: If it does not fit this base; every reason is listed.
+            NoEffectError: If the outputs of a canary run do not change.
+        """
+        path = Path(path).absolute()
+        header = json.loads(read_file(path).header)
+        name = name or str(header["name"])
+        loaded = LoadedAdapter(name, path, header)
+        with self._changing:
+            self._require_open()
+            if name in self._loaded:
+                raise UnsupportedError(
+                    f"an adapter named {name!r} is loaded already; give another name, "
+                    "or delete_adapter() it first"
+                )
+            self.manifest.slots.check(loaded)
+            self._prove_effect(loaded)
+            self._loaded[name] = loaded
+        return name
+
+    def set_adapter(self, name: str, weight: float = 1.0) -> SwapStats:
+        """Fuse one adapter, instead of what is fused now."""
+        return self.set_adapters([name], [weight])
+
+    def set_adapters(
+        self, names: Sequence[str], weights: Sequence[float] | None = None
+    ) -> SwapStats:
+        """Fuse a weighted sum of adapters, instead of what is fused now.
+
+        Args:
+            names: Loaded adapters, each at most once; none is the base.
+            weights: One finite number each; default 1. Zero leaves the adapter out.
+        """
+        weights = [1.0] * len(names) if weights is None else [float(w) for w in weights]
+        if len(weights) != len(names) or len(set(names)) != len(names):
+            raise UnsupportedError(f"adapters {list(names)} and weights {weights} do not pair up")
+        if not np.isfinite(weights).all():
+            raise UnsupportedError(f"weights {weights} are not finite")
+        with self._changing:
+            for name in names:
+                self._require_loaded(name)
+            return self._switch(tuple((n, w) for n, w in zip(names, weights, strict=True) if w))
+
+    def disable_adapters(self) -> SwapStats:
+        """Give the base back, to the bit."""
+        return self.set_adapters([])
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget a loaded adapter; one that is fused must be taken out first."""
+        with self._changing:
+            loaded = self._require_loaded(name)
+            if name in self.active_adapters:
+                raise UnsupportedError(
+                    f"adapter {name!r} is fused; call disable_adapters() or set another one first"
+                )
+            self._weights.forget([(loaded, 1.0)])
+            with self._lock.exclusive():
+                self._unfused.pop(name, None)
+                del self._loaded[name]
+
+    @contextmanager
+    def using(self, name: str, weight: float = 1.0) -> Iterator[Session]:
+        """Fuse an adapter inside the block; what was fused before comes back after it."""
+        before = self._active
+        self.set_adapter(name, weight)
+        try:
+            yield self
+        finally:
+            self.set_adapters([n for n, _ in before], [w for _, w in before])
+
+    def differing_slots(self) -> list[str]:
+        """Return the slots whose weights in use are not the base's; compares every value."""
+        with self._lock.shared():
+            return self._weights.differing_slots()
+
+    @property
+    def patch_bytes(self) -> int:
+        """Memory that compiled adapters take beside the base."""
+        return self._weights.nbytes
+
+    def image_sha256(self) -> str:
+        """Return the sha256 (hex) of the weights in use, as they lie in memory."""
+        with self._lock.shared():
+            return self._weights.sha256()
+
+    def close(self) -> None:
+        """Free the engine; the session cannot be used afterwards."""
+        with self._changing, self._lock.exclusive():
+            if self._closed:
+                return
+            self._closed = True
+            self._weights.close()
+            self._unfused.clear()
+            self._engine.close()
+
+    def __enter__(self) -> Session:
+        """Return the session itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _switch(self, active: tuple[tuple[str, float], ...]) -> SwapStats:
+        """Fuse ``active``; the caller holds ``_changing``."""
+        self._require_open()
+        parts = self._parts(active)
+        if parts:
+            self._weights.prepare(parts)  # may compile: not while runs wait
+        with self._lock.exclusive():
+            start = perf_counter()
+            written = self._weights.swap(parts)
+            ms = (perf_counter() - start) * 1e3
+            self._active = active
+        return SwapStats(ms, written, self.route)
+
+    def _prove_effect(self, loaded: LoadedAdapter) -> None:
+        """Compile ``loaded`` and run a canary with and without it; nobody else sees either."""
+        parts = [(loaded, 1.0)]
+        if not self._weights.prepare(parts):
+            self._weights.forget(parts)
+            raise NoEffectError(
+                f"adapter {loaded.name!r} has no effect: not one of the base's values would change. "
+                "Its values are zero, or too small to matter in the base's precision"
+            )
+        places = [self.manifest.stored[self.manifest.slots[s].name] for s in loaded.deltas]
+        if all(set(place.operators) == {"Gather"} for place in places):
+            return  # rows that the canary may not look up: the compiler's count of changes must do
+        now = self._parts(self._active)
+        with self._lock.exclusive():
+            try:
+                self._weights.swap([])
+                base = self._engine.run(self._canary)
+                self._weights.swap(parts)
+                adapted = self._engine.run(self._canary)
+            finally:
+                self._weights.swap(now)
+        if same(base, adapted):
+            self._weights.forget(parts)
+            raise NoEffectError(
+                f"adapter {loaded.name!r} has no effect: a canary run gives the base's output to the bit"
+            )
+
+    def _parts(self, active: tuple[tuple[str, float], ...]) -> Parts:
+        return [(self._loaded[name], weight) for name, weight in active]
+
+    def _slot_inputs(self, name: str) -> SlotInputs:
+        loaded = self._require_loaded(name)
+        if self._active:
+            raise UnsupportedError(
+                f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is fused; "
+                "call disable_adapters() first"
+            )
+        if name not in self._unfused:
+            self._unfused[name] = slot_inputs(loaded, self.manifest, self._engine)
+        return self._unfused[name]
+
+    def _require_loaded(self, name: str) -> LoadedAdapter:
+        if name not in self._loaded:
+            known = ", ".join(self._loaded) or "none; load one with load_adapter()"
+            raise UnknownNameError(f"no adapter named {name!r}; loaded: {known}")
+        return self._loaded[name]
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UnsupportedError(f"the session over '{self.folder}' is closed")
+
+    def check_inputs(self, inputs: Arrays, partial: bool = False) -> None:
+        """Raise UnsupportedError that lists every input that is unknown, missing or of another type.
+
+        Args:
+            inputs: Name -> array.
+            partial: Whether others may follow, so that missing ones are no error.
+        """
+        missing = [] if partial else [name for name in self.inputs if name not in inputs]
+        problems = [f"input {name!r} is missing" for name in missing]
+        for name, array in inputs.items():
+            spec = self.inputs.get(name)
+            if spec is None:
+                problems.append(f"no such input {name!r}; known: {', '.join(self.inputs)}")
+            elif array.dtype.name != spec.dtype:
+                problems.append(f"input {name!r} is {array.dtype}, must be {spec.dtype}")
+            elif array.ndim != len(spec.shape) or any(
+                isinstance(want, int) and want != found
+                for want, found in zip(spec.shape, array.shape, strict=True)
+            ):
+                problems.append(f"input {name!r} is {array.shape}, must be {spec.shape}")
+        if problems:
+            raise UnsupportedError(list_all("these inputs do not fit the graph", problems))

@@ -1,0 +1,210 @@
+"""The promises of a switch, on a real engine."""
+
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from edge_lora import Adapter, reference
+from edge_lora.errors import AdapterMismatchError, NoEffectError, UnknownNameError, UnsupportedError
+from edge_lora.forms import matrix_shape
+from edge_lora.runtime import open_bundle
+
+KINDS = ["sparse", "line", "low_rank", "dense", "rows", "columns", "set", "mixed"]
+
+
+@pytest.fixture(params=["packed", "unpacked"])
+def session(request, bundle):
+    with open_bundle(bundle, threads=2, route=request.param) as opened:
+        assert opened.route == request.param
+        yield opened
+
+
+def rebuilt(session, parts):
+    """Run an ordinary ONNX Runtime session whose weights were merged by the NumPy definition."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    manifest, keep, terms = session.manifest, [], {}
+    for path, weight in parts:
+        adapter = Adapter.load(path)
+        for slot, delta in adapter.deltas.items():
+            terms.setdefault(slot, []).extend((f, weight * adapter.alpha) for f in delta.forms)
+    for slot, these in terms.items():
+        place, shape = manifest.stored[slot], manifest.slots[slot].shape
+        out_features, in_features = matrix_shape(shape)
+        raw = np.fromfile(
+            session.folder / place.file, np.float32, out_features * in_features, offset=place.offset
+        )
+        base = raw.reshape(in_features, out_features).T if place.layout == "io" else raw
+        base = np.ascontiguousarray(base).reshape(shape)
+        merged = reference.apply(base, these)
+        keep.append(np.ascontiguousarray(merged.T if place.layout == "io" else merged))
+        options.add_initializer(place.initializer, ort.OrtValue.ortvalue_from_numpy(keep[-1]))
+    model = str(session.folder / "onnx" / "model.onnx")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), keep
+
+
+def assert_equal_bits(found, expected):
+    for name, value in expected.items():
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_equals_a_session_built_from_merged_weights(session, make_adapter, feeds, kind):
+    path = make_adapter(kind)
+    base = session.run(feeds)
+    session.load_adapter(path, kind)
+    assert_equal_bits(session.run(feeds), base)  # loading changes nothing
+    stats = session.set_adapter(kind)
+    assert stats.bytes > 0
+    assert stats.route == session.route
+    other, _keep = rebuilt(session, [(path, 1.0)])
+    names = [o.name for o in other.get_outputs()]
+    expected = dict(zip(names, other.run(names, feeds), strict=True))
+    found = session.run(feeds)
+    if session.route == "packed":
+        assert_equal_bits(found, expected)
+    else:  # the engine's unpacked kernels sum in another order
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-3, atol=1e-3)
+    session.disable_adapters()
+    assert_equal_bits(session.run(feeds), base)
+    assert session.differing_slots() == []
+
+
+def test_a_weighted_sum_equals_the_merged_session(session, make_adapter, feeds):
+    paths = [make_adapter("sparse", 1), make_adapter("sparse", 2), make_adapter("low_rank", 3)]
+    for i, path in enumerate(paths):
+        session.load_adapter(path, str(i))
+    session.set_adapters(["0", "1", "2"], [0.7, -0.3, 0.5])
+    assert session.active_adapters == {"0": 0.7, "1": -0.3, "2": 0.5}
+    if session.route == "packed":
+        other, _keep = rebuilt(session, list(zip(paths, [0.7, -0.3, 0.5], strict=True)))
+        names = [o.name for o in other.get_outputs()]
+        assert_equal_bits(
+            session.run(feeds), dict(zip(names, other.run(names, feeds), strict=True))
+        )
+    session.set_adapters([])
+    assert session.differing_slots() == []
+
+
+def test_any_walk_ends_at_the_base(session, make_adapter):
+    before = session.image_sha256()
+    rng = np.random.default_rng(0)
+    for i, kind in enumerate(KINDS):
+        session.load_adapter(make_adapter(kind), kind)
+        assert session.image_sha256() == before, i
+    composable = [k for k in KINDS if k != "set"]
+    for _ in range(60):
+        if rng.random() < 0.3:
+            picks = list(rng.choice(composable, 2, replace=False))
+            session.set_adapters(picks, [float(w) for w in rng.normal(size=2)])
+        else:
+            session.set_adapter(str(rng.choice(KINDS)))
+    assert session.differing_slots()
+    session.disable_adapters()
+    assert session.differing_slots() == []
+    assert session.image_sha256() == before
+
+
+def test_runs_see_the_old_adapter_or_the_new_one(session, make_adapter, feeds):
+    names = ["a", "b"]
+    for seed, name in enumerate(names):
+        session.load_adapter(make_adapter("sparse", seed), name)
+    allowed = {session.run(feeds)["logits"].tobytes()}
+    for name in names:
+        session.set_adapter(name)
+        allowed.add(session.run(feeds)["logits"].tobytes())
+    seen, stop = [], threading.Event()
+
+    def reader():
+        while not stop.is_set():
+            seen.append(session.run(feeds)["logits"].tobytes())
+
+    threads = [threading.Thread(target=reader) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(100):
+        session.set_adapters([names[i % 2]] if i % 3 else [])
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(seen) > 10
+    assert set(seen) <= allowed
+
+
+def test_an_error_changes_nothing(session, make_adapter, feeds, tmp_path):
+    session.load_adapter(make_adapter("sparse"), "good")
+    session.set_adapter("good")
+    before, state = session.image_sha256(), session.state_id
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(make_adapter("low_rank").read_bytes()[:-1])
+    with pytest.raises(Exception, match="broken"):
+        session.load_adapter(broken)
+    with pytest.raises(UnknownNameError, match="loaded: good"):
+        session.set_adapter("missing")
+    with pytest.raises(UnsupportedError, match="not finite"):
+        session.set_adapters(["good"], [float("nan")])
+    assert (session.image_sha256(), session.state_id) == (before, state)
+    assert session.adapters == ["good"]
+
+
+def test_an_adapter_of_another_base_is_refused_with_every_reason(session, make_adapter, tmp_path):
+    import dataclasses
+
+    adapter = Adapter.load(make_adapter("sparse"))
+    slot, delta = next(iter(adapter.deltas.items()))
+    wrong = {
+        "no.such.slot": delta,
+        slot: dataclasses.replace(delta, slot_hash="0" * 16),
+    }
+    path = dataclasses.replace(
+        adapter, base=dataclasses.replace(adapter.base, fingerprint="0" * 64), deltas=wrong
+    ).save(tmp_path / "other.safetensors")
+    with pytest.raises(AdapterMismatchError) as caught:
+        session.load_adapter(path)
+    for text in ("fingerprints differ", "no.such.slot: no such slot", "trained on weight 0000"):
+        assert text in str(caught.value)
+
+
+def test_an_adapter_without_effect_is_refused(session, make_adapter, tmp_path):
+    import dataclasses
+
+    path = dataclasses.replace(Adapter.load(make_adapter("sparse")), alpha=0.0).save(
+        tmp_path / "nothing.safetensors"
+    )
+    with pytest.raises(NoEffectError, match="no effect"):
+        session.load_adapter(path)
+    assert session.adapters == []
+
+
+def test_using_gives_back_what_was_there(session, make_adapter):
+    session.load_adapter(make_adapter("sparse", 1), "a")
+    session.load_adapter(make_adapter("low_rank", 2), "b")
+    session.set_adapter("a", 0.5)
+    with session.using("b"):
+        assert session.active_adapters == {"b": 1.0}
+    assert session.active_adapters == {"a": 0.5}
+    with pytest.raises(UnsupportedError, match="is fused"):
+        session.delete_adapter("a")
+    session.disable_adapters()
+    session.delete_adapter("a")
+    assert session.adapters == ["b"]
+
+
+def test_state_id_names_the_content(session, make_adapter):
+    base = session.state_id
+    session.load_adapter(make_adapter("sparse", 1), "a")
+    session.load_adapter(make_adapter("sparse", 2), "b")
+    ids = {base}
+    for names, weights in (
+        [["a"], [1.0]],
+        [["a"], [0.5]],
+        [["b"], [1.0]],
+        [["a", "b"], [1.0, 1.0]],
+    ):
+        session.set_adapters(names, weights)
+        ids.add(session.state_id)
+    assert len(ids) == 5
+    session.disable_adapters()
+    assert session.state_id == base
