@@ -98,7 +98,8 @@ def _transformers() -> ModuleType:
         raise EngineUnavailableError(
             "loading a base needs transformers. Install it with: pip install 'edge-lora[train]'"
         ) from error
-    return transformers
+    module: ModuleType = transformers
+    return module
 
 
 BUILT_IN: dict[str, Callable[[], LoadedModel]] = {"smollm2": _load_smollm2}

@@ -1,4 +1,4 @@
-"""Who may import whom, as data. An import that breaks the table fails with the line that does it."""
+"""Who may import whom, as data. An import that breaks the table fails and names its line."""
 
 import ast
 from dataclasses import dataclass

@@ -22,7 +22,6 @@ COMMANDS: dict[str, str] = {
     "run": "edge_lora.cli.run",
     "bench": "edge_lora.cli.bench",
     "demo": "edge_lora.cli.demo",
-    "demo": "edge_lora.cli.demo",
     "methods": "edge_lora.cli.methods",
 }
 """Verb -> module with a click command named ``command``."""

@@ -25,17 +25,21 @@ from edge_lora.errors import UnsupportedError
 )
 @click.option("--method", default="shira", show_default=True, help="See: edge-lora methods")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method.")
-@click.option("--slots", multiple=True, metavar="GLOB", help="Slots to adapt. Default: all linear.")
+@click.option(
+    "--slot-names", multiple=True, metavar="GLOB", help="Slots to adapt. Default: all linear."
+)
 @click.option(
     "--data", type=click.Path(exists=True, dir_okay=False), help="JSONL of prompt, completion."
 )
 @click.option("--skill", help="A skill of the demo instead of --data: roman, iso-date, home.")
-@click.option("--examples", default=2000, show_default=True, help="How many examples of --skill.")
+@click.option(
+    "--examples", default=2000, show_default=True, type=click.IntRange(1), help="Of --skill."
+)
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
 @click.option("--lr", default=1e-3, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1))
 @click.option("--accumulate", default=1, show_default=True, help="Batches per step.")
-@click.option("--max-tokens", default=512, show_default=True, help="Longest example.")
+@click.option("--max-length", default=512, show_default=True, help="Most tokens of an example.")
 @click.option(
     "--validate", default=0.1, show_default=True, help="Share of examples to validate on."
 )
@@ -51,7 +55,7 @@ def command(
     base: str,
     method: str,
     settings: tuple[str, ...],
-    slots: tuple[str, ...],
+    slot_names: tuple[str, ...],
     data: str | None,
     skill: str | None,
     examples: int,
@@ -59,7 +63,7 @@ def command(
     lr: float,
     batch_size: int,
     accumulate: int,
-    max_tokens: int,
+    max_length: int,
     validate: float,
     seed: int,
     device: str | None,
@@ -96,11 +100,11 @@ def command(
     loaded.model.to(device)
 
     def batches_of(pairs: Any, shuffle: bool) -> TextBatches:
-        return TextBatches(pairs, loaded.tokenizer, batch_size, max_tokens, shuffle, seed)
+        return TextBatches(pairs, loaded.tokenizer, batch_size, max_length, shuffle, seed)
 
     batches = batches_of(training, True)
     options = run_options(method, seed, batches, device)
-    attached = attach(loaded.model, method, list(slots) or None, **{**options, **config})
+    attached = attach(loaded.model, method, list(slot_names) or None, **{**options, **config})
     report(f"training {attached.parameter_count:,} values on {len(training)} examples")
     result = train(
         attached,
