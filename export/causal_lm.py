@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from edge_lora.errors import UnsupportedError
-from edge_lora.export.plan import Plan
+from edge_lora.export.attention import grouped_attention
+from edge_lora.export.plan import Plan, run_module
+
+logger = logging.getLogger(__name__)
+
+_AGREES = 1e-3  # relative; reordered fp32 sums differ by 1e-5, a missing feature by 1e-1
 
 # Per layer: key and value, (batch, heads, past, head size).
 Past = list[tuple[torch.Tensor, torch.Tensor]]
@@ -70,7 +80,7 @@ def plan_causal_lm(model: torch.nn.Module) -> Plan:
     text_config = config.get_text_config()
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = [i % vocabulary for i in (1, 5, 2, 7)]
-    return Plan(
+    plan = Plan(
         task="causal-lm",
         module=CausalLanguageModel(model).eval(),
         example=_case(shapes, vocabulary, batch=2, seq=3, past=5),
@@ -98,6 +108,20 @@ def plan_causal_lm(model: torch.nn.Module) -> Plan:
             "canary": _canary(tokens, past_names, shapes),
         },
     )
+    grouped = partial(grouped_attention, model)
+    return replace(plan, while_tracing=grouped) if _agrees(plan, grouped) else plan
+
+
+def _agrees(plan: Plan, context: Callable[[], AbstractContextManager[None]]) -> bool:
+    """Whether the model computes the same inside ``context``: it may lack what its layers need."""
+    expected = run_module(plan, plan.example)["logits"]
+    try:
+        with context():
+            found = run_module(plan, plan.example)["logits"]
+    except Exception as error:
+        logger.info("traced with the model's own attention: %s", error)
+        return False
+    return bool((found - expected).abs().max() <= _AGREES * expected.abs().max())
 
 
 def _cache_shapes(model: torch.nn.Module) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ from edge_lora.export.slot_graph import AddSlotInputs, lora_input_names
 from edge_lora.export.stages import Stages
 from edge_lora.export.verify import verify_outputs, verify_slots
 from edge_lora.export.weights import write_weights
-from edge_lora.methods.base_slots import SlotWeight, find_weights, slot_table
+from edge_lora.methods.base_slots import SlotWeight, default_slots, find_weights, slot_table
 from edge_lora.slots import Slot, SlotTable, match_names
 
 ENGINES = ("onnxruntime", "executorch")
@@ -73,7 +73,8 @@ def export_bundle(
         engines: Only "onnxruntime" so far.
         slots: "none": adapters are fused into the weights. "inputs": every slot also gets optional
             inputs (in, rank) and (rank, out), so that an adapter can be fed for one call.
-        slot_names: Globs over weight names. Default: every linear layer.
+        slot_names: Globs over weight names. Default: every linear layer; the output head only for
+            fused adapters, without inputs.
         base_id: Readable name of the base. Default: its config's name or its class.
         tokenizer: A fast tokenizer of transformers, stored beside the graph.
         progress: Show stages on stderr.
@@ -97,11 +98,17 @@ def export_bundle(
         with stages("hash weights"):
             weights = find_weights(model)
             names = _choose(weights, slot_names)
+            # A branch on the output head costs every token a pass over the vocabulary: only if named.
+            branched = names if slot_names is not None else default_slots(model, weights)
             table = slot_table(model, base_id or "")
         with stages("trace and translate"):
             plan, graph = _plan_and_translate(model, task, example_inputs, dynamic_shapes)
         with stages("simplify"):
-            chosen = _run_passes(graph, plan, table, weights, names, slots, slot_names)
+            chosen = _run_passes(
+                graph, plan, table, weights, names, must_exist=slot_names is not None
+            )
+            if slots == "inputs":
+                AddSlotInputs([slot for slot in chosen if slot.name in branched])(graph)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             folder = Path(scratch) / "bundle"
@@ -200,16 +207,16 @@ def _run_passes(
     plan: Plan,
     table: SlotTable,
     weights: Mapping[str, SlotWeight],
-    names: list[str],
-    slots: str,
-    patterns: Sequence[str] | None,
+    names: Sequence[str],
+    *,
+    must_exist: bool,
 ) -> list[Slot]:
-    """Rewrite ``graph`` in place; return the chosen slots that it really reads."""
+    """Rewrite ``graph`` in place; return the slots among ``names`` that it really reads."""
     transposed = {name for name, weight in weights.items() if weight.is_transposed}
     onnx_passes.NameWeights(plan.weight_prefix, table, transposed)(graph)
     present = graph.graph.initializers
     absent = [name for name in names if name not in present]
-    if absent and patterns is not None:
+    if absent and must_exist:
         raise UnsupportedError(list_all("slots that the traced forward does not read", absent))
     kept = [table[name] for name in names if name in present]
     # Weights that no adapter may change still keep their names and lose their transpositions,
@@ -223,8 +230,6 @@ def _run_passes(
         onnx_passes.Simplify(guarded)(graph)
     onnx_passes.FoldWeightTransposes(guarded)(graph)
     onnx_passes.Tidy(guarded, plan.weight_prefix)(graph)
-    if slots == "inputs":
-        AddSlotInputs(kept)(graph)
     return kept
 
 

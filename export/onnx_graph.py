@@ -25,7 +25,7 @@ def translate(plan: Plan) -> ir.Model:
         UnsupportedError: If torch cannot trace the module or has no ONNX form of an operator.
     """
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), plan.while_tracing():
             program = torch.onnx.export(
                 plan.module,
                 kwargs=dict(plan.example),

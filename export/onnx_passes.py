@@ -1,8 +1,8 @@
 """Graph passes: each one checks what it needs before and what it promises after.
 
 Between them they turn the translator's raw graph into one that is small and fast, while every
-slot's weight stays an initializer of its own under its torch name. ``value.meta["layout"]`` of such an
-initializer says how it is stored: "oi" in the slot's shape, "io" transposed.
+slot's weight stays an initializer of its own under its torch name. Its ``value.meta["layout"]``
+says how it is stored: "oi" in the slot's shape, "io" transposed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class Plan:
         weight_prefix: What ``module`` puts before the names of the model's parameters.
         cases: Arguments on which the finished graph is compared with ``module``.
         config: What the manifest tells the runtime about the model.
+        while_tracing: Makes the context in which ``module`` is traced, but not checked.
     """
 
     task: Task
@@ -41,6 +43,7 @@ class Plan:
     weight_prefix: str
     cases: tuple[Case, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    while_tracing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def flatten(arguments: Case) -> list[torch.Tensor]:
