@@ -1,4 +1,4 @@
-"""edge_lora: train small adapters, export the base once, switch skills on the device in milliseconds."""
+"""Train small adapters, export the base once, switch skills on the device in milliseconds."""
 
 from pkgutil import extend_path
 
@@ -6,10 +6,10 @@ from pkgutil import extend_path
 # core of a plain `pip install .` lies in site-packages. Look in both.
 __path__ = extend_path(__path__, __name__)
 
-from edge_lora.adapter import Adapter, BaseIdentity, Delta  # noqa: E402
-from edge_lora.errors import EdgeLoraError  # noqa: E402
-from edge_lora.forms import Block, Dense, LowRank, Sparse  # noqa: E402
-from edge_lora.slots import Slot, SlotTable  # noqa: E402
+from edge_lora.adapter import Adapter, BaseIdentity, Delta
+from edge_lora.errors import EdgeLoraError
+from edge_lora.forms import Block, Dense, LowRank, Sparse
+from edge_lora.slots import Slot, SlotTable
 
 __version__ = "0.1.0"
 __all__ = [

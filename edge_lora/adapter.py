@@ -77,7 +77,9 @@ class Adapter:
                 problems.append(f"{slot}: no forms")
             for i, form in enumerate(delta.forms):
                 problems += [f"{slot}: form {i}: {p}" for p in problems_of(form, delta.shape)]
-            if len(delta.forms) > 1 and any(getattr(f, "mode", "add") == "set" for f in delta.forms):
+            if len(delta.forms) > 1 and any(
+                getattr(f, "mode", "add") == "set" for f in delta.forms
+            ):
                 problems.append(f"{slot}: a form with mode 'set' must stand alone")
         if problems:
             raise ShapeError(list_all(f"adapter {self.name!r} is not sound", problems))

@@ -112,7 +112,7 @@ def _read(path: Path) -> Adapter:
     if header_bytes > min(MAX_HEADER_BYTES, len(blob) - 8):
         raise AdapterFileError(f"truncated or not safetensors: header claims {header_bytes} bytes")
     try:
-        entries = dict(safetensors.deserialize(blob))
+        entries = dict(safetensors.deserialize(blob))  # type: ignore[no-untyped-call]
         metadata = json.loads(blob[8 : 8 + header_bytes], object_pairs_hook=_no_duplicates)
         header = json.loads(
             metadata.get("__metadata__", {}).get(HEADER_KEY, "null"),
@@ -189,7 +189,11 @@ def _encode(form: Form, shape: tuple[int, int]) -> tuple[dict[str, Any], Tensors
 
 
 def _decode(
-    head: dict[str, Any], prefix: str, tensors: Tensors, shape: tuple[int, int], full: tuple[int, ...]
+    head: dict[str, Any],
+    prefix: str,
+    tensors: Tensors,
+    shape: tuple[int, int],
+    full: tuple[int, ...],
 ) -> Form:
     def take(field: str) -> np.ndarray:
         if prefix + field not in tensors:

@@ -30,7 +30,13 @@ MAX_MANIFEST_BYTES = 64 << 20  # a slot takes about 400 bytes: room for 100,000 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of the graph; a dimension is a size or the name of a symbolic one."""
+    """One input or output of the graph.
+
+    Attributes:
+        name: As the graph calls it.
+        dtype: NumPy's name, "float32".
+        shape: Of each dimension the size, or the name if it is symbolic.
+    """
 
     name: str
     dtype: str
@@ -47,7 +53,7 @@ class StoredSlot:
         layout: "oi" if stored in the slot's own shape, "io" if stored transposed (in, out).
         initializer: Name of the graph's initializer (the torch name).
         operators: ONNX operator types that read it, sorted ("MatMul", "Gather", …).
-        lora_inputs: Names of the optional graph inputs (a, b), (in, rank) and (rank, out), if exported.
+        lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported.
     """
 
     file: str
@@ -81,6 +87,8 @@ class Manifest:
         files: Path -> size and hash of every file but the manifest.
         parity: Engine -> largest relative error against torch, as measured by the exporter.
         config: What ``generate`` needs: eos ids, layers, heads, head size, vocabulary size.
+            "canary": input name -> {"values": flat list, "shape"}, a small run for self-tests; floating
+            inputs that it leaves out may be drawn at random.
         producer: Versions of what made the bundle.
         extra: Unknown optional keys, kept.
     """
@@ -105,12 +113,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "base": {"id": manifest.base_id, "fingerprint": manifest.fingerprint},
         "task": manifest.task,
         "slots": [
-            {**asdict(slot), **{"stored": asdict(manifest.stored[slot.name])}}
+            {**asdict(slot), "stored": asdict(manifest.stored[slot.name])}
             for slot in manifest.slots.values()
         ],
-        **{
-            key: [asdict(spec) for spec in getattr(manifest, key)] for key in ("inputs", "outputs")
-        },
+        **{key: [asdict(spec) for spec in getattr(manifest, key)] for key in ("inputs", "outputs")},
         "files": {path: asdict(record) for path, record in manifest.files.items()},
         **{key: dict(getattr(manifest, key)) for key in ("parity", "config", "producer")},
         **manifest.extra,
@@ -136,7 +142,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleError(
-            f"'{folder}' is not a bundle: no {MANIFEST}. Make one with: edge-lora export MODEL -o DIR"
+            f"'{folder}' is not a bundle: no {MANIFEST}. "
+            "Make one with: edge-lora export --base MODEL -o DIR"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"bundle '{folder}': {MANIFEST} cannot be read: {error}") from error

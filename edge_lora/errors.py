@@ -41,7 +41,7 @@ class EngineUnavailableError(EdgeLoraError):
 
 
 class UnknownNameError(EdgeLoraError, KeyError):
-    """A name (slot pattern, method, mask, adapter) is not known; the message lists those that are."""
+    """A name (slot pattern, method, mask, adapter) is unknown; the message lists the known ones."""
 
     def __str__(self) -> str:
         """Return the plain message: KeyError would show its repr."""

@@ -3,8 +3,8 @@
 Training methods come and go; each one lowers what it trained into these few dataclasses of arrays.
 A form says nothing about how it was trained. What each form *means* is in ``reference.py``.
 
-Shapes use (out_features, in_features) of the slot's weight, as ``torch.nn.Linear`` stores it. A slot
-with more than two axes (a convolution) is read as (out_channels, the rest flattened).
+Shapes use (out_features, in_features) of the slot's weight, as ``torch.nn.Linear`` stores it. A
+slot with more than two axes (a convolution) is read as (out_channels, the rest flattened).
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class LowRank:
     @property
     def rank(self) -> int:
         """Number of rows of ``a``."""
-        return self.a.shape[0]
+        return len(self.a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,8 @@ class Sparse:
     """Delta with few non-zero entries, the form of SHiRA.
 
     Attributes:
-        indices: (nnz,) uint32, flat row-major positions in (out_features, in_features), strictly ascending.
+        indices: (nnz,) uint32, flat row-major positions in (out_features, in_features), strictly
+            ascending.
         values: (nnz,).
         scale: Multiplies ``values``; must be 1 for mode "set".
         mode: "add" adds to the weight, "set" replaces it.

@@ -25,8 +25,8 @@ MAX_K = 31
 
 
 def rice_encode(indices: Indices) -> tuple[Bytes, int]:
-    """Return the stream of strictly ascending ``indices`` and the parameter ``k`` that makes it shortest."""
-    gaps = np.diff(indices.astype(np.int64), prepend=-1) - 1  # (m,)
+    """Return the stream of strictly ascending ``indices`` and the ``k`` that makes it shortest."""
+    gaps = np.asarray(np.diff(indices.astype(np.int64), prepend=-1), np.int64) - 1  # (m,)
     if not gaps.size:
         return np.zeros(0, np.uint8), 0
     k = min(range(MAX_K + 1), key=lambda k: gaps.size * (k + 1) + int((gaps >> k).sum()))

@@ -4,7 +4,8 @@ The arithmetic is normative (one definition, to the bit, on every device):
 
 * everything is computed in fp32, multiply and add rounded separately (no fused multiply-add);
 * a low-rank delta sums over the rank in ascending order, starting from zero;
-* ``w' = w + factor * delta`` with ``factor = fp32(weight * alpha * scale)`` computed in fp64 and rounded once;
+* ``w' = w + factor * delta`` with ``factor = fp32(weight * alpha * scale)`` computed in fp64 and
+  rounded once;
 * several forms add their ``factor * delta`` terms in order, then the sum is added to ``w`` once.
 """
 

@@ -7,9 +7,9 @@ import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from edge_lora.adapter import Adapter
+from edge_lora.adapter import BaseIdentity
 from edge_lora.errors import AdapterMismatchError, UnknownNameError, list_all
 
 SlotKind = Literal["linear", "embedding", "conv", "other"]
@@ -21,8 +21,8 @@ class Slot:
 
     Attributes:
         name: The torch parameter's name, ``model.layers.0.self_attn.q_proj.weight``.
-        shape: (out_features, in_features, …) as ``torch.nn.Linear`` or ``ConvNd`` stores it, also for
-            modules that store the transpose (GPT-2's Conv1D).
+        shape: (out_features, in_features, …) as ``torch.nn.Linear`` or ``ConvNd`` stores it, also
+            for modules that store the transpose (GPT-2's Conv1D).
         dtype: safetensors dtype name.
         sha256: Hex digest of the weight's bytes in that shape, little-endian, row-major.
         kind: What reads the weight.
@@ -42,8 +42,30 @@ class Slot:
         return self.sha256[:16]
 
 
+class DeltaLike(Protocol):
+    """What must be known of a delta to see whether it fits."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def slot_hash(self) -> str: ...  # noqa: D102
+
+
+class AdapterLike(Protocol):
+    """An Adapter, or only the header of its file."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def base(self) -> BaseIdentity: ...  # noqa: D102
+    @property
+    def deltas(self) -> Mapping[str, DeltaLike]: ...  # noqa: D102
+
+
 def fingerprint_of(slots: Iterable[Slot]) -> str:
-    """Return the sha256 (hex) over name, dtype, shape and content hash of all slots, in name order."""
+    """Return the sha256 (hex) over name, dtype, shape and content hash of all slots, by name."""
     digest = hashlib.sha256()
     for slot in sorted(slots, key=lambda s: s.name):
         digest.update(f"{slot.name}\0{slot.dtype}\0{list(slot.shape)}\0{slot.sha256}\n".encode())
@@ -57,7 +79,7 @@ class SlotTable(Mapping[str, Slot]):
     """
 
     def __init__(self, slots: Iterable[Slot], base_id: str = "", fingerprint: str = "") -> None:
-        """Hold ``slots``; ``fingerprint`` names the base that they were cut from (default: of these slots)."""
+        """Hold ``slots``; ``fingerprint`` is of the base they were cut from (default: of these)."""
         self._slots = {slot.name: slot for slot in slots}
         self._canonical = {a: s.name for s in self._slots.values() for a in s.aliases}
         self.base_id = base_id
@@ -75,7 +97,7 @@ class SlotTable(Mapping[str, Slot]):
         """Return the number of distinct slots."""
         return len(self._slots)
 
-    def check(self, adapter: Adapter) -> None:
+    def check(self, adapter: AdapterLike) -> None:
         """Raise AdapterMismatchError that lists every reason why ``adapter`` does not fit."""
         problems = self.problems(adapter)
         if not problems:
@@ -89,7 +111,7 @@ class SlotTable(Mapping[str, Slot]):
         title = f"adapter {adapter.name!r} does not fit base {self.base_id!r}"
         raise AdapterMismatchError(f"{list_all(title, problems)}\n{advice}")
 
-    def problems(self, adapter: Adapter) -> list[str]:
+    def problems(self, adapter: AdapterLike) -> list[str]:
         """Return every reason why ``adapter`` does not fit this base; empty if it does."""
         problems = []
         if adapter.base.fingerprint != self.fingerprint:
@@ -142,7 +164,9 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
             counts = ", ".join(
                 f"{c!r} ({sum(_module_of(n).endswith(c) for n in names)})" for c in close
             )
-            problems.append(f"pattern {pattern!r} matches none of {len(names)} slots. Close: {counts}")
+            problems.append(
+                f"pattern {pattern!r} matches none of {len(names)} slots. Close: {counts}"
+            )
         matched.update(hits)
     if problems:
         raise UnknownNameError(list_all("no slots found", problems))

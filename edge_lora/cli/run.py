@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,21 @@ def command(
         raise click.UsageError(f"--unfused takes exactly one adapter, {len(used)} given")
     from edge_lora.runtime import open_bundle
     from edge_lora.runtime.generate import generate
-    from edge_lora.runtime.sampling import greedy, nucleus
+    from edge_lora.runtime.sampling import Sampler, greedy, nucleus
     from edge_lora.runtime.text import tokenizer_of
 
+    sample: Sampler = greedy
+    if top_p is not None:
+        sample = nucleus(top_p, temperature, seed)
     tokenizer = tokenizer_of(bundle)
-    text = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+    text = sys.stdin.read() if prompt == "-" else prompt
     with open_bundle(bundle, threads=threads, route=route) as session:
         swap = _load(session, used, fuse=not unfused)
         generation = generate(
             session,
             [tokenizer.encode(text).ids],
             max_new_tokens=max_tokens,
-            sample=greedy if top_p is None else nucleus(top_p, temperature, seed),
+            sample=sample,
             adapter=used[0].name if unfused else None,
         )
         facts = {

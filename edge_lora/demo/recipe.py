@@ -211,9 +211,8 @@ def main(
     loaded = load_model(base)
     loaded.model.to(device)
     for name in names or tuple(RECIPES):
-        recipe = replace(
-            RECIPES[name], **({"steps": steps} if steps else {}), **({"lr": lr} if lr else {})
-        )
+        recipe = RECIPES[name]
+        recipe = replace(recipe, steps=steps or recipe.steps, lr=lr or recipe.lr)
         result = _train_and_measure(loaded.model, loaded.tokenizer, recipe, device, held_out, out)
         _add_to_report(out / "report.json", name, result)
         click.echo(json.dumps(result))
