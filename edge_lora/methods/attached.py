@@ -69,15 +69,17 @@ class Method(Protocol):
 class BaseState:
     """What attaching changes besides weights: which parameters train, and BatchNorm's buffers."""
 
+    model: nn.Module
     requires_grad: list[tuple[nn.Parameter, bool]]
-    buffers: list[tuple[Tensor, Tensor]]
+    buffers: dict[str, Tensor]
 
     @classmethod
     def freeze(cls, model: nn.Module) -> "BaseState":
         """Remember the state of ``model``, then freeze all its parameters."""
         state = cls(
+            model,
             [(p, p.requires_grad) for p in model.parameters()],
-            [(b, b.detach().clone()) for b in model.buffers()],
+            {name: buffer.detach().clone() for name, buffer in model.named_buffers()},
         )
         model.requires_grad_(False)
         return state
@@ -88,8 +90,8 @@ class BaseState:
         for parameter, flag in self.requires_grad:
             parameter.requires_grad_(flag)
             parameter.grad = None
-        for buffer, copy in self.buffers:
-            buffer.copy_(copy)
+        for name, buffer in self.model.named_buffers():  # by name: a device move makes new tensors
+            buffer.copy_(self.buffers[name])
 
 
 class Attached:
@@ -167,7 +169,9 @@ class Attached:
 
         Raises:
             UnsupportedError: Unknown dtype, or values too large for it (or NaN) after training.
+            EdgeLoraError: If detached already.
         """
+        self._require_attached()
         if dtype not in VALUE_DTYPES:
             raise UnsupportedError(f"value dtype {dtype!r} is none of {', '.join(VALUE_DTYPES)}")
         deltas: dict[str, Delta] = {}
@@ -189,14 +193,16 @@ class Attached:
     def detach(self) -> nn.Module:
         """Take the method off and return the model: the same module objects, the base to the bit.
 
-        The trained values stay in this object, so ``state_dict`` still works; ``lower`` before
-        detaching.
+        ``lower`` before detaching.
         """
-        if self._on_detach is None:
-            raise EdgeLoraError(f"this {self.method!r} attachment is already detached")
-        self._on_detach()
+        self._require_attached()()
         self._on_detach = None
         return self.model
+
+    def _require_attached(self) -> Callable[[], None]:
+        if self._on_detach is None:
+            raise EdgeLoraError(f"this {self.method!r} attachment is already detached")
+        return self._on_detach
 
     def _provenance(self) -> dict[str, Any]:
         recorded = {

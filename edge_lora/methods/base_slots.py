@@ -13,9 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_lora.errors import UnsupportedError, list_all
@@ -109,11 +107,11 @@ def find_weights(model: nn.Module) -> dict[str, SlotWeight]:
     return {weight.name: weight for weight in found.values()}
 
 
-def _byte_chunks(weight: Tensor) -> Iterator[NDArray[np.uint8]]:
+def _byte_chunks(weight: Tensor) -> Iterator[bytes]:
     """Yield the bytes of ``weight``, row-major in its shape, without a second copy of all of it."""
     rows = max(1, _HASH_CHUNK_BYTES // max(1, weight[:1].numel() * weight.element_size()))
     for chunk in torch.split(weight, rows):
-        yield chunk.contiguous().cpu().view(torch.uint8).numpy()
+        yield chunk.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
 def hash_weight(weight: Tensor) -> str:
