@@ -87,8 +87,8 @@ class Manifest:
         files: Path -> size and hash of every file but the manifest.
         parity: Engine -> largest relative error against torch, as measured by the exporter.
         config: What ``generate`` needs: eos ids, layers, heads, head size, vocabulary size.
-            "canary": input name -> {"values": flat list, "shape"}, a small run for self-tests; floating
-            inputs that it leaves out may be drawn at random.
+            "canary": input name -> {"values": flat list, "shape"}, a small run for self-tests;
+            floating inputs that it leaves out may be drawn at random.
         producer: Versions of what made the bundle.
         extra: Unknown optional keys, kept.
     """

@@ -92,13 +92,15 @@ def export_bundle(
     _check_out(out)
     task = task or ("generic" if example_inputs is not None else "causal-lm")
     stages = Stages(progress)
+    if away := {str(p.device) for p in model.parameters() if p.device.type != "cpu"}:
+        raise UnsupportedError(f"the model is on {', '.join(sorted(away))}. Call model.cpu() first")
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with stages("hash weights"):
             weights = find_weights(model)
             names = _choose(weights, slot_names)
-            # A branch on the output head costs every token a pass over the vocabulary: only if named.
+            # A branch on the output head costs every token a pass over the vocabulary: if named.
             branched = names if slot_names is not None else default_slots(model, weights)
             table = slot_table(model, base_id or "")
         with stages("trace and translate"):

@@ -32,7 +32,7 @@ def test_a_folder_is_loaded_in_fp32_and_named_after_itself(tmp_path):
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "a/b/c"])
 def test_a_missing_folder_is_no_hub_id(name):
-    with pytest.raises(EdgeLoraError, match="no folder .*smollm2"):
+    with pytest.raises(EdgeLoraError, match=r"no folder .*smollm2"):
         load_model(name)
 
 
@@ -40,6 +40,6 @@ def test_a_name_that_cannot_be_reached_says_what_would_work(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        EdgeLoraError, match="(?s)cannot load 'nobody/nothing'.*config.json.*smollm2"
+        EdgeLoraError, match=r"(?s)cannot load 'nobody/nothing'.*config\.json.*smollm2"
     ):
         load_model("nobody/nothing")

@@ -69,6 +69,10 @@ def test_inputs_that_the_model_cannot_take_are_refused(tmp_path):
     refuse(tmp_path, UnsupportedError, "does not run on the example", example_inputs=inputs)
 
 
+def test_a_model_on_another_device_is_refused(tmp_path):
+    refuse(tmp_path, UnsupportedError, "is on meta", model=Mlp().to("meta"), example_inputs=X)
+
+
 def test_a_plain_module_is_no_language_model(tmp_path):
     refuse(tmp_path, UnsupportedError, "Mlp is not exported as causal-lm.*example_inputs")
 
