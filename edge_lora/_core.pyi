@@ -72,7 +72,7 @@ class Patch:
     @property
     def slots(self) -> list[str]: ...
     def save(self, path: str) -> None:
-        """Write to a cache file, atomically."""
+        """Write to a cache file, atomically. Refused while the patch is in: it then holds the base."""
 
 class SwapStats:
     @property
@@ -89,6 +89,8 @@ class Image:
         self, name: str, in_features: int, out_features: int, file: str, offset: int, stored: Stored
     ) -> None:
         """Declare a slot and where its pristine fp32 weight lies on disk (opened, kept, pread)."""
+    def add_alias(self, name: str, alias: str) -> None:
+        """Let adapters call a slot (tied weights) by another name too."""
     def holds(self, name: str, layout: Layout, address: int, nbytes: int) -> bool:
         """Whether the block holds exactly the slot's pristine weight under ``layout`` (every value compared)."""
     def add_place(self, name: str, layout: Layout, address: int, nbytes: int) -> None:

@@ -171,6 +171,7 @@ void BindImage(nb::module_& module) {
             image.AddSlot(name, {out, in}, file, offset, StoredFrom(stored));
           },
           "name"_a, "in_features"_a, "out_features"_a, "file"_a, "offset"_a, "stored"_a)
+      .def("add_alias", &Image::AddAlias, "name"_a, "alias"_a)
       .def(
           "holds",
           [](Image& image, const std::string& name, std::shared_ptr<const Layout> layout,

@@ -116,8 +116,7 @@ Block DecodeBlock(const Json& head, const std::string& prefix, Tensors& tensors,
     Refuse(std::string("idx is ") + NameOf(idx.dtype) + " " + ShapeText(idx.shape) +
            ", must be uint32 (k,)");
   }
-  RequireShape(tensors.Take(prefix + "val"), "val",
-               {idx.count, block.rows ? shape.in : shape.out});
+  RequireShape(tensors.Take(prefix + "val"), "val", {idx.count, block.rows ? shape.in : shape.out});
   block.values = TakeValues(tensors, prefix + "val");
   block.indices.resize(idx.count);
   if (idx.count != 0) std::memcpy(block.indices.data(), idx.data, idx.bytes());
@@ -141,8 +140,7 @@ Dense DecodeDense(const std::string& prefix, Tensors& tensors, const Shape& shap
   return {values};
 }
 
-Form DecodeForm(const Json& head, const std::string& prefix, Tensors& tensors,
-                const Shape& shape) {
+Form DecodeForm(const Json& head, const std::string& prefix, Tensors& tensors, const Shape& shape) {
   if (!head.is_object()) Refuse("is not an object");
   Form form;
   const std::string kind = TextIn(head, "form");

@@ -29,7 +29,7 @@ struct Block {
 /// All state; leaked on purpose, for the engine frees blocks while the process exits.
 struct State {
   std::mutex mutex;
-  std::unordered_map<void*, Block> blocks;  // cached ones too
+  std::unordered_map<void*, Block> blocks;               // cached ones too
   std::unordered_map<size_t, std::vector<void*>> cache;  // capacity -> free blocks, latest last
   AllocatorStats stats;
 };

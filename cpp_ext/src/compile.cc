@@ -50,7 +50,8 @@ const Values& ValuesOf(const Fields& fields) {
   return std::get<Dense>(fields).values;
 }
 
-void AppendEntries(const WeightedForm& weighted, const Layout& layout, std::vector<Entry>& entries) {
+void AppendEntries(const WeightedForm& weighted, const Layout& layout,
+                   std::vector<Entry>& entries) {
   const Values& stored = ValuesOf(weighted.form->fields);
   std::vector<float> values(stored.count);
   ToFloat(stored, 0, stored.count, values.data());
@@ -107,8 +108,7 @@ ExchangePart CompileExchange(const Slot& slot, uint32_t number, uint32_t place,
   std::vector<Entry> entries;
   for (const WeightedForm& weighted : forms) AppendEntries(weighted, layout, entries);
   SortByOffset(entries, layout.elements());
-  const std::vector<float> packed =
-      is_pristine ? std::vector<float>() : PackPristine(slot, layout);
+  const std::vector<float> packed = is_pristine ? std::vector<float>() : PackPristine(slot, layout);
   const float* base = is_pristine ? slot.places[place].block : packed.data();
   std::vector<uint32_t> offsets;
   std::vector<float> values;

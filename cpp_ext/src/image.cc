@@ -80,6 +80,13 @@ void Image::AddSlot(const std::string& name, Shape shape, const std::string& pat
   slots_.push_back(std::move(slot));
 }
 
+void Image::AddAlias(const std::string& name, const std::string& alias) {
+  const std::scoped_lock hold(mutex_);
+  Find(name);
+  if (!index_.emplace(alias, index_.at(name)).second)
+    Refuse("slot '" + alias + "' was added before");
+}
+
 Place Image::CheckedPlace(const Slot& slot, std::shared_ptr<const Layout> layout, float* block,
                           uint64_t bytes) const {
   if (layout->shape() != slot.pristine.shape()) {
@@ -93,25 +100,32 @@ Place Image::CheckedPlace(const Slot& slot, std::shared_ptr<const Layout> layout
   return {std::move(layout), block, bytes};
 }
 
+bool Image::MatchesOn(const Slot& slot, const Place& place, const Rect& rect,
+                      float* largest) const {
+  thread_local std::vector<float> values;
+  slot.pristine.Read(rect, values);
+  Tile wanted;
+  Tile found;
+  bool same = true;
+  ForEachTile(rect, [&](const Rect& part) {
+    if (!same) return;
+    slot.pristine.TakeTile(values, rect, part, wanted);
+    LoadTile(*place.layout, place.block, part, found);
+    same = SameBits(wanted, found, part);
+    if (largest == nullptr) return;
+    const float here = LargestIn(wanted, part.k1 - part.k0);
+    if (!(here <= *largest)) *largest = here;
+  });
+  return same;
+}
+
 bool Image::Matches(const Slot& slot, const Place& place, double* largest) const {
+  if (!MatchesOn(slot, place, slot.pristine.FirstRow(), nullptr)) return false;
   const std::vector<Rect> rects = slot.pristine.Cut();
   std::vector<float> largest_of(rects.size());
   std::atomic<bool> same{true};
   ParallelFor(rects.size(), threads_, [&](size_t i) {
-    thread_local std::vector<float> values;
-    if (!same) return;
-    slot.pristine.Read(rects[i], values);
-    Tile wanted;
-    Tile found;
-    ForEachTile(rects[i], [&](const Rect& part) {
-      if (!same) return;
-      slot.pristine.TakeTile(values, rects[i], part, wanted);
-      LoadTile(*place.layout, place.block, part, found);
-      if (!SameBits(wanted, found, part)) same = false;
-      if (largest == nullptr) return;
-      const float here = LargestIn(wanted, part.k1 - part.k0);
-      if (!(here <= largest_of[i])) largest_of[i] = here;
-    });
+    if (same && !MatchesOn(slot, place, rects[i], &largest_of[i])) same = false;
   });
   for (const float here : largest_of) {
     if (largest != nullptr && !(here <= *largest)) *largest = here;
@@ -201,8 +215,7 @@ std::shared_ptr<Patch> Image::Compile(const Parts& parts) {
     patch->changed += compiled[i].changed;
     std::ranges::move(compiled[i].exchanges, std::back_inserter(patch->exchanges));
     if (!compiled[i].dense.empty()) {
-      patch->denses.push_back(
-          {static_cast<uint32_t>(work[i].first), std::move(compiled[i].dense)});
+      patch->denses.push_back({static_cast<uint32_t>(work[i].first), std::move(compiled[i].dense)});
     }
   }
   return patch;

@@ -27,9 +27,9 @@ struct Place {
 struct Slot {
   std::string name;
   Pristine pristine;
-  std::vector<Place> places;   ///< Several if tied weights are packed more than once.
-  double largest = 0;          ///< Largest magnitude of the pristine weight, once a place is known.
-  std::set<uint64_t> poked;    ///< Flat indices that a self-test changed and has not put back.
+  std::vector<Place> places;  ///< Several if tied weights are packed more than once.
+  double largest = 0;         ///< Largest magnitude of the pristine weight, once a place is known.
+  std::set<uint64_t> poked;   ///< Flat indices that a self-test changed and has not put back.
 };
 
 struct SwapStats {
@@ -49,6 +49,8 @@ class Image {
   Image& operator=(const Image&) = delete;
 
   /// Declares a slot and where its pristine fp32 weight lies on disk.
+  /// Lets adapters call a slot (tied weights) by another name too.
+  void AddAlias(const std::string& name, const std::string& alias);
   void AddSlot(const std::string& name, Shape shape, const std::string& path, uint64_t offset,
                Stored stored);
   /// Whether the block holds exactly the slot's pristine weight; every value is compared.
@@ -87,6 +89,7 @@ class Image {
   Place CheckedPlace(const Slot& slot, std::shared_ptr<const Layout> layout, float* block,
                      uint64_t bytes) const;
   bool Matches(const Slot& slot, const Place& place, double* largest) const;
+  bool MatchesOn(const Slot& slot, const Place& place, const Rect& rect, float* largest) const;
 
   const uint64_t number_;
   const int threads_;

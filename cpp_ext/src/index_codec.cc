@@ -67,8 +67,9 @@ std::vector<uint32_t> RiceDecode(std::span<const std::byte> stream, uint64_t cou
   uint64_t next = 0;  // the smallest index that may follow
   for (size_t i = 0; i < count; ++i) {
     const int64_t one = unary.NextOne();
-    if (one < 0) Refuse(what + " holds " + std::to_string(i) + " indices, header says " +
-                        std::to_string(count));
+    if (one < 0)
+      Refuse(what + " holds " + std::to_string(i) + " indices, header says " +
+             std::to_string(count));
     const auto quotient = static_cast<uint64_t>(one - last_one - 1);
     last_one = one;
     const size_t bit = i * static_cast<size_t>(k);

@@ -1,7 +1,7 @@
 // Registers our allocator with ONNX Runtime.
 //
-// `SessionOptions.register_custom_ops_library(<path of this library>)` calls RegisterCustomOps and so
-// hands over the C API of the engine that is already in the process; no header, no linking. The
+// `SessionOptions.register_custom_ops_library(<path of this library>)` calls RegisterCustomOps and
+// so hands over the C API of the engine that is already in the process; no header, no linking. The
 // engine's tables only ever grow, so an entry is known by its position. Sessions opt in with
 // `session.use_env_allocators`; all others are left alone.
 #include <charconv>
@@ -77,8 +77,7 @@ std::string Register(const OrtApiBase* base, void** memory_info) {
   const auto create_env = Get<Status (*)(int, const char*, void**)>(api, kCreateEnv);
   const auto create_memory_info =
       Get<Status (*)(const char*, int, int, int, void**)>(api, kCreateMemoryInfo);
-  const auto register_allocator =
-      Get<Status (*)(void*, OrtAllocator*)>(api, kRegisterAllocator);
+  const auto register_allocator = Get<Status (*)(void*, OrtAllocator*)>(api, kRegisterAllocator);
   void* env = nullptr;  // the process's one environment; our reference keeps it alive for good
   Status status = create_env(kWarning, "edge_lora", &env);
   if (status == nullptr) status = create_memory_info("Cpu", 0, 0, 0, memory_info);

@@ -64,8 +64,9 @@ bool HasShaInstructions() {
          __builtin_cpu_supports("sse4.1");
 }
 
-// The instructions keep the state as (a b e f) and (c d g h) and do two rounds each; four rounds use
-// one vector of message words, and the schedule makes the vector that is needed 16 rounds later.
+// The instructions keep the state as (a b e f) and (c d g h) and do two rounds each; four rounds
+// use one vector of message words, and the schedule makes the vector that is needed 16 rounds
+// later.
 __attribute__((target("sha,sse4.1"))) void CompressWithInstructions(uint32_t* state,
                                                                     const uint8_t* data,
                                                                     size_t blocks) {

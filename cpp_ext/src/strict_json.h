@@ -1,4 +1,5 @@
-// JSON from a stranger: no duplicate keys, bounded depth, and typed access that names what is wrong.
+// JSON from a stranger: no duplicate keys, bounded depth, and typed access that names what is
+// wrong.
 #pragma once
 
 #include <cstdint>

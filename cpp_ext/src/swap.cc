@@ -73,8 +73,7 @@ uint64_t WriteDense(const std::vector<DenseJob>& jobs, int threads) {
     for (const Rect& rect : job.slot->pristine.Cut()) pieces.push_back({&job, rect});
     elements += job.slot->pristine.shape().size() * job.slot->places.size();
   }
-  ParallelFor(pieces.size(), threads,
-              [&](size_t i) { WriteRect(*pieces[i].job, pieces[i].rect); });
+  ParallelFor(pieces.size(), threads, [&](size_t i) { WriteRect(*pieces[i].job, pieces[i].rect); });
   return elements * sizeof(float);
 }
 

@@ -46,6 +46,8 @@ class Pristine {
   /// Takes one tile (outputs n0 … n0 + width) out of what Read gave for `rect`.
   void TakeTile(const std::vector<float>& values, const Rect& rect, const Rect& part,
                 Tile& tile) const;
+  /// The first row of the file: enough to tell most blocks that hold something else.
+  Rect FirstRow() const;
   float ReadOne(uint64_t k, uint64_t n) const;
 
  private:

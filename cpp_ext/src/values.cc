@@ -22,8 +22,8 @@ EL_CLONES void FromHalf(const std::byte* data, size_t count, float* out) {
     // subnormals included. Infinity and NaN get their exponent back by hand.
     const float magnitude = std::bit_cast<float>((half & 0x7fffU) << 13) * 0x1p112F;
     const uint32_t special = (half & 0x7c00U) == 0x7c00U ? 0x7f800000U : 0U;
-    out[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | special |
-                                  (half & 0x8000U) << 16);
+    out[i] =
+        std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) | special | (half & 0x8000U) << 16);
   }
 }
 
