@@ -63,8 +63,9 @@ def _merged_run(session: Session, path: str, feeds: dict[str, np.ndarray]) -> di
         stored = (in_features, out_features) if place.layout == "io" else delta.shape
         base = raw.reshape(stored).T if place.layout == "io" else raw.reshape(stored)
         merged = reference.apply(np.ascontiguousarray(base), [(f, 1.0) for f in delta.forms])
-        keep.append(np.ascontiguousarray(merged.T if place.layout == "io" else merged))
-        options.add_initializer(place.initializer, ort.OrtValue.ortvalue_from_numpy(keep[-1]))
+        array = np.ascontiguousarray(merged.T if place.layout == "io" else merged)
+        keep.append((array, ort.OrtValue.ortvalue_from_numpy(array)))
+        options.add_initializer(place.initializer, keep[-1][1])
     model = str(session.folder / "onnx" / "model.onnx")
     plain = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in plain.get_outputs()]

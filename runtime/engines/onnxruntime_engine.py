@@ -127,15 +127,16 @@ class OnnxRuntimeEngine:
         disabled = sorted({name for op in operators for name in _FOLDING.get(op, [])})
         if self.route == "packed":
             opt_in(options)
-        elif self.route == "unpacked":
-            options.add_session_config_entry("session.disable_prepacking", "1")
+        else:  # what is handed over must not be folded away, as behind a tied head's Transpose
             disabled.append("ConstantFolding")
+        if self.route == "unpacked":
+            options.add_session_config_entry("session.disable_prepacking", "1")
         values = {slot: self.value(array) for slot, array in handed.items()}
         for slot, value in values.items():
             options.add_initializer(self._manifest.stored[slot].initializer, value)
         model = self._folder / "onnx" / "model.onnx"
         try:
-            return ort.InferenceSession(
+            session = ort.InferenceSession(
                 str(model),
                 options,
                 providers=["CPUExecutionProvider"],

@@ -16,7 +16,7 @@ def session(bundle):
 
 @pytest.fixture(scope="module", autouse=True)
 def _load(session, make_adapter):
-    session.load_adapter(make_adapter("low_rank", 1), "low")
+    session.load_adapter(make_adapter("low_rank", 1, slots="model.layers.*"), "low")
     session.load_adapter(make_adapter("low_rank", 2, slots="*.q_proj.weight", alpha=0.5), "part")
     session.load_adapter(make_adapter("sparse", 3), "sparse")
 
