@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ from edge_lora.forms import (
     Sparse,
     matrix_shape,
 )
+from edge_lora.strict_json import member, natural, number, parse_strict
 
 FORMAT_VERSION = 1
 HEADER_KEY = "edge_lora"
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 32  # an index is a uint32
+MAX_AXES = 8
 _DTYPES = {**VALUE_DTYPES, "U8": np.dtype(np.uint8), "U32": np.dtype("<u4")}
 _KNOWN_KEYS = {
     "edge_lora", "name", "method", "base", "alpha", "slots", "provenance", "tensors_sha256",
@@ -111,26 +115,24 @@ def _read(path: Path) -> Adapter:
     header_bytes = int.from_bytes(blob[:8], "little")
     if header_bytes > min(MAX_HEADER_BYTES, len(blob) - 8):
         raise AdapterFileError(f"truncated or not safetensors: header claims {header_bytes} bytes")
+    metadata = parse_strict(blob[8 : 8 + header_bytes])
     try:
         entries = dict(safetensors.deserialize(blob))  # type: ignore[no-untyped-call]
-        metadata = json.loads(blob[8 : 8 + header_bytes], object_pairs_hook=_no_duplicates)
-        header = json.loads(
-            metadata.get("__metadata__", {}).get(HEADER_KEY, "null"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-        )
-    except AdapterFileError:
-        raise
-    except Exception as error:  # safetensors raises its own type, json RecursionError too
+    except Exception as error:  # of a type of its own
         raise AdapterFileError(f"not a safetensors file: {error}") from error
+    if not isinstance(metadata, dict):
+        raise AdapterFileError("not a safetensors file: its header is not an object")
+    text = (metadata.get("__metadata__") or {}).get(HEADER_KEY)
+    header = None if text is None else parse_strict(text)
     if not isinstance(header, dict):
         raise AdapterFileError(
             "a safetensors file, but not an edge_lora adapter (no 'edge_lora' header). "
             "Convert a PEFT folder with: edge-lora convert DIR -o adapter.safetensors"
         )
-    if header.get("edge_lora") != FORMAT_VERSION:
+    version = header.get("edge_lora")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise AdapterFileError(
-            f"format version {header.get('edge_lora')!r}, this reader knows {FORMAT_VERSION}; "
+            f"format version {version!r}, this reader knows {FORMAT_VERSION}; "
             "install a newer edge-lora"
         )
     digest = hashlib.sha256(memoryview(blob)[8 + header_bytes :]).hexdigest()
@@ -143,31 +145,44 @@ def _assemble(header: dict[str, Any], tensors: Tensors) -> Adapter:
     problems: list[str] = []
     deltas: dict[str, Delta] = {}
     try:
-        for slot, entry in header["slots"].items():
-            shape = tuple(int(n) for n in entry["shape"])
+        for slot, entry in member(header, "slots", dict).items():
+            shape = _shape_of(slot, entry)
             forms = []
-            for i, head in enumerate(entry["forms"]):
+            for i, head in enumerate(member(entry, "forms", list)):
                 try:
                     forms.append(_decode(head, f"{slot}/{i}/", tensors, matrix_shape(shape), shape))
-                except (EdgeLoraError, KeyError, TypeError, ValueError) as error:
-                    problems.append(f"{slot}: form {i}: {_reason(error)}")
-            deltas[slot] = Delta(shape, str(entry["dtype"]), tuple(forms), entry.get("hash", ""))
+                except (EdgeLoraError, TypeError, ValueError) as error:
+                    problems.append(f"{slot}: form {i}: {error}")
+            slot_hash = member({"hash": "", **entry}, "hash", str)
+            deltas[slot] = Delta(shape, member(entry, "dtype", str), tuple(forms), slot_hash)
         problems += [f"tensor {name!r} belongs to no form" for name in tensors]
         if problems:
             raise AdapterFileError(list_all("damaged", problems))
+        base = member(header, "base", dict)
         return Adapter(
-            name=str(header["name"]),
-            method=str(header["method"]),
-            base=BaseIdentity(str(header["base"]["sha256"]), str(header["base"].get("id", ""))),
+            name=member(header, "name", str),
+            method=member(header, "method", str),
+            base=BaseIdentity(member(base, "sha256", str), member({"id": "", **base}, "id", str)),
             deltas=deltas,
-            alpha=float(header["alpha"]),
-            provenance=header.get("provenance", {}),
+            alpha=number(header, "alpha"),
+            provenance=member({"provenance": {}, **header}, "provenance", dict),
             extra={k: v for k, v in header.items() if k not in _KNOWN_KEYS},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, EdgeLoraError):
             raise
-        raise AdapterFileError(f"header is damaged: {_reason(error)}") from error
+        raise AdapterFileError(f"header is damaged: {error}") from error
+
+
+def _shape_of(slot: str, entry: dict[str, Any]) -> tuple[int, ...]:
+    if any(ord(c) < 0x20 or ord(c) == 0x7F for c in slot):
+        raise AdapterFileError(f"control characters in the slot's name {slot!r}")
+    shape = tuple(natural(n, f"{slot}: shape") for n in member(entry, "shape", list))
+    if len(shape) > MAX_AXES or not 0 < math.prod(shape) <= MAX_ELEMENTS:
+        raise AdapterFileError(
+            f"{slot}: shape {shape}; a slot has 1 to 2^32 values and at most {MAX_AXES} axes"
+        )
+    return shape
 
 
 def _encode(form: Form, shape: tuple[int, int]) -> tuple[dict[str, Any], Tensors]:
@@ -200,21 +215,22 @@ def _decode(
             raise AdapterFileError(f"tensor {prefix + field!r} is missing")
         return tensors.pop(prefix + field)
 
-    kind, scale = head["form"], float(head["scale"])
+    kind, scale = member(head, "form", str), number(head, "scale")
     if kind == "low_rank":
         return LowRank(take("A"), np.ascontiguousarray(take("Bt").T), scale)
     if kind not in FORM_NAMES.values():
         raise AdapterFileError(f"unknown form {kind!r}; known: {sorted(FORM_NAMES.values())}")
-    mode = head["mode"]
+    mode: Any = member(head, "mode", str)
     if mode not in ("add", "set"):
         raise AdapterFileError(f"unknown mode {mode!r}; known: 'add', 'set'")
     values = take("val")
     if kind == "dense":
         return Dense(values.reshape(full), scale, mode)
     if kind == "block":
-        if head["axis"] not in ("row", "col"):
-            raise AdapterFileError(f"unknown axis {head['axis']!r}; known: 'row', 'col'")
-        return Block(head["axis"], take("idx"), values, scale, mode)
+        axis: Any = member(head, "axis", str)
+        if axis not in ("row", "col"):
+            raise AdapterFileError(f"unknown axis {axis!r}; known: 'row', 'col'")
+        return Block(axis, take("idx"), values, scale, mode)
     return Sparse(_decode_indices(head, take("idx"), values.size, shape), values, scale, mode)
 
 
@@ -225,13 +241,14 @@ def _decode_indices(
     size, line = out_features * in_features, index_codec.LINE
     if stream.dtype != np.uint8 or stream.ndim != 1:
         raise AdapterFileError(f"idx is {stream.dtype} {stream.shape}, must be a uint8 stream")
-    if head["index"] == "rice":
-        return index_codec.rice_decode(stream, count, int(head["k"]), size)
-    if head["index"] != "line16":
-        raise AdapterFileError(f"unknown index coding {head['index']!r}; known: 'rice', 'line16'")
+    coding, k = member(head, "index", str), natural(head.get("k"), "k")
+    if coding == "rice":
+        return index_codec.rice_decode(stream, count, k, size)
+    if coding != "line16":
+        raise AdapterFileError(f"unknown index coding {coding!r}; known: 'rice', 'line16'")
     if out_features % line or count % line:
         raise AdapterFileError(f"line16 indices need multiples of 16, found {shape} and {count}")
-    lines = index_codec.rice_decode(stream, count // line, int(head["k"]), size // line)
+    lines = index_codec.rice_decode(stream, count // line, k, size // line)
     return index_codec.expand_lines(lines, in_features)
 
 
@@ -239,6 +256,8 @@ def _array(name: str, entry: dict[str, Any]) -> np.ndarray:
     dtype = _DTYPES.get(entry["dtype"])
     if dtype is None:
         raise AdapterFileError(f"tensor {name!r} has dtype {entry['dtype']}, not one of ours")
+    if len(entry["shape"]) > MAX_AXES:
+        raise AdapterFileError(f"tensor {name!r} has more than {MAX_AXES} axes")
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
@@ -249,18 +268,3 @@ def _serialize(tensors: Tensors, metadata: dict[str, str]) -> bytes:
 
 def _data_section(blob: bytes) -> memoryview:
     return memoryview(blob)[8 + int.from_bytes(blob[:8], "little") :]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise AdapterFileError("duplicate keys in the header")
-    return dict(pairs)
-
-
-def _no_constant(text: str) -> float:
-    raise AdapterFileError(f"{text} in the header")
-
-
-def _reason(error: Exception) -> str:
-    return f"missing {error}" if isinstance(error, KeyError) else str(error)

@@ -57,6 +57,8 @@ def rice_decode(stream: Bytes, count: int, k: int, limit: int) -> Indices:
     if low[count * k :].any() or (used + 7) // 8 != stream.size - low_bytes:
         raise AdapterFileError("index stream has padding bits set or trailing bytes")
     quotients = np.diff(ones, prepend=-1) - 1
+    if count and int(quotients.max()) > limit >> k:
+        raise AdapterFileError(f"an index is out of range, slot has {limit}")
     remainders = low[: count * k].reshape(count, k).astype(np.int64) @ (1 << np.arange(k))
     gaps = (quotients << k) + remainders
     if gaps.size and int(gaps.max()) >= limit:

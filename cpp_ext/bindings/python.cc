@@ -7,7 +7,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <tuple>
@@ -54,9 +55,12 @@ float* BlockAt(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
 /// edge_lora.native knows which Python exception a status code is.
 void Translate(const std::exception_ptr& failure, void* /*unused*/) {
-  const auto raise = [](Code code, const char* message) {
-    const nb::object type = nb::module_::import_("edge_lora.native").attr("error_for");
-    const nb::object error = type(message, static_cast<int>(code));
+  const auto raise = [](Code code, const char* text) {
+    // A path need not be UTF-8.
+    const auto size = static_cast<Py_ssize_t>(std::strlen(text));
+    const nb::object message = nb::steal(PyUnicode_DecodeUTF8(text, size, "replace"));
+    const nb::object error =
+        nb::module_::import_("edge_lora.native").attr("error_for")(message, static_cast<int>(code));
     PyErr_SetObject(error.type().ptr(), error.ptr());
   };
   try {

@@ -169,6 +169,9 @@ void RequireComposable(const std::vector<WeightedForm>& forms) {
 CompiledSlot CompileSlot(const Slot& slot, uint32_t number, const std::vector<WeightedForm>& forms,
                          bool is_pristine) {
   RequireComposable(forms);
+  if (!std::ranges::all_of(forms, [](const WeightedForm& w) { return std::isfinite(w.factor); })) {
+    RefuseNotFinite();
+  }
   CompiledSlot compiled;
   const bool is_dense = std::ranges::any_of(
       forms, [](const WeightedForm& w) { return std::holds_alternative<LowRank>(w.form->fields); });

@@ -133,6 +133,7 @@ class Reader {
     held_.clear();
     const auto kind = in_.Get<Kind>();
     const auto factor = in_.Get<float>();
+    Require(std::isfinite(factor));
     switch (kind) {
       case Kind::kLowRank: {
         LowRank low_rank;

@@ -1,7 +1,8 @@
 #include "strict_json.h"
 
+#include <algorithm>
 #include <limits>
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "status.h"
@@ -9,41 +10,61 @@
 namespace edge_lora {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;
 
 [[noreturn]] void Refuse(const std::string& reason) { throw Error(Code::kAdapterFile, reason); }
+
+/// Reads a text once to see what the tree no longer shows: duplicate keys and depth.
+///
+/// The library's own hook for this, a callback of parse(), takes quadratic time on wide objects.
+class Inspector : public nlohmann::json_sax<Json> {
+ public:
+  bool null() override { return true; }
+  bool boolean(bool /*value*/) override { return true; }
+  bool number_integer(int64_t /*value*/) override { return true; }
+  bool number_unsigned(uint64_t /*value*/) override { return true; }
+  bool number_float(double /*value*/, const std::string& /*text*/) override { return true; }
+  bool string(std::string& /*value*/) override { return true; }
+  bool binary(Json::binary_t& /*value*/) override { return true; }
+  bool start_object(size_t /*size*/) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool start_array(size_t /*size*/) override { return Open(); }
+  bool end_array() override { return Close(); }
+  bool key(std::string& name) override {
+    if (!keys_.back().insert(std::move(name)).second) Refuse("duplicate keys in the header");
+    return true;
+  }
+  bool parse_error(size_t /*at*/, const std::string& /*token*/,
+                   const Json::exception& error) override {
+    // The parser quotes what it read, which need not be text.
+    std::string reason = error.what();
+    std::ranges::replace_if(reason, [](char c) { return c < ' ' || c > '~'; }, '?');
+    Refuse("not JSON: " + reason);
+  }
+
+ private:
+  bool Open() {
+    if (keys_.size() == kMaxDepth) Refuse("the header nests too deep");
+    keys_.emplace_back();
+    return true;
+  }
+  bool Close() {
+    keys_.pop_back();
+    return true;
+  }
+
+  std::vector<std::unordered_set<std::string>> keys_;  // of the objects (and arrays) that are open
+};
 
 }  // namespace
 
 Json ParseStrict(std::string_view text) {
   if (text.starts_with("\xef\xbb\xbf")) Refuse("the header starts with a byte order mark");
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto watch = [&keys](int depth, Json::parse_event_t event, Json& parsed) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-        keys.emplace_back();
-        [[fallthrough]];
-      case Json::parse_event_t::array_start:
-        if (depth >= kMaxDepth) Refuse("the header nests too deep");
-        break;
-      case Json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!keys.back().insert(parsed.get<std::string>()).second) {
-          Refuse("duplicate keys in the header");
-        }
-        break;
-      default:
-        break;
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), watch);
-  } catch (const Json::exception& error) {
-    Refuse(std::string("not JSON: ") + error.what());
-  }
+  // The parser would take a zero byte for the end and not look behind it.
+  if (text.find('\0') != std::string_view::npos) Refuse("the header holds a zero byte");
+  Inspector inspector;
+  Json::sax_parse(text.begin(), text.end(), &inspector);
+  return Json::parse(text.begin(), text.end());
 }
 
 const Json& Member(const Json& object, const char* key) {

@@ -1,0 +1,122 @@
+"""Hostile files, given to the NumPy reader and to the compiled core: both refuse the same ones."""
+
+import importlib.util
+import os
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_lora import Adapter
+from edge_lora.errors import AdapterFileError
+
+native = pytest.importorskip("edge_lora.native", exc_type=ImportError)
+
+_spec = importlib.util.spec_from_file_location(
+    "hostile_files", Path(__file__).with_name("hostile_files.py")
+)
+files = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(files)
+
+READERS = {"numpy": Adapter.load, "core": native.AdapterFile}
+
+
+@pytest.fixture(params=READERS)
+def read(request):
+    return READERS[request.param]
+
+
+@pytest.mark.parametrize("case", files.HOSTILE)
+def test_refused(case, read, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(files.HOSTILE[case])
+    with pytest.raises(AdapterFileError) as caught:
+        read(str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", files.SOUND)
+def test_sound_and_equal(case, tmp_path):
+    path = tmp_path / "sound.safetensors"
+    path.write_bytes(files.SOUND[case])
+    adapter, core = Adapter.load(path), native.AdapterFile(str(path))
+    (slot,) = adapter.deltas
+    stacked = core.low_rank(slot)
+    only_low_rank = all(hasattr(form, "rank") for form in adapter.deltas[slot].forms)
+    assert (stacked is not None) == only_low_rank
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "missing", "dangling link", "proc"])
+def test_not_a_plain_file(kind, read, tmp_path):
+    path = tmp_path / "x"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/zero")
+        case "dangling link":
+            path.symlink_to(tmp_path / "nowhere")
+        case "proc":
+            path = Path("/proc/self/environ")
+    with pytest.raises(AdapterFileError, match=path.name):
+        read(str(path))
+
+
+def test_sparse_file_that_claims_terabytes(read, tmp_path):
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 2) + b"{}")
+        file.truncate(1 << 40)
+    with pytest.raises(AdapterFileError, match="bytes"):
+        read(str(path))
+
+
+def test_a_link_to_a_sound_file_is_read(read, tmp_path):
+    (tmp_path / "sound").write_bytes(files.SOUND["sparse"])
+    (tmp_path / "link").symlink_to("sound")
+    read(str(tmp_path / "link"))
+
+
+def test_core_keeps_what_it_checked(tmp_path):
+    """The file may change or shrink after it was opened: what was checked is what is used."""
+    path = tmp_path / "a"
+    path.write_bytes(files.SOUND["low rank"])
+    core = native.AdapterFile(str(path))
+    before = core.low_rank("w")
+    os.truncate(path, 0)
+    np.testing.assert_array_equal(core.low_rank("w")[0], before[0])
+
+
+def test_many_tensors(read, tmp_path):
+    """A header of 100,000 tensors that belong to nothing is refused in reasonable time."""
+    outer = {f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    path = tmp_path / "many"
+    path.write_bytes(files.file_of(outer, b"", files.inner_of(b"", [], slots={})))
+    start = time.perf_counter()
+    with pytest.raises(AdapterFileError):
+        read(str(path))
+    assert time.perf_counter() - start < 30, "not linear in the number of tensors"
+
+
+def test_random_damage(tmp_path):
+    """Whatever a few flipped bytes do, both readers agree on whether the file is sound."""
+    rng = np.random.default_rng(5)
+    path = tmp_path / "damaged"
+    for blob in files.SOUND.values():
+        for _ in range(40):
+            damaged = np.frombuffer(blob, np.uint8).copy()
+            at = rng.integers(0, damaged.size, 2)
+            damaged[at] = rng.integers(0, 256, 2)
+            path.write_bytes(damaged.tobytes())
+            accepted = []
+            for read in READERS.values():
+                try:
+                    read(str(path))
+                    accepted.append(True)
+                except AdapterFileError:
+                    accepted.append(False)
+            assert accepted[0] == accepted[1], damaged.tobytes()
