@@ -19,7 +19,7 @@ JOBS   ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := check
-.PHONY: demo test check fmt lint types cpp asan tsan bench clean
+.PHONY: demo test check fmt lint types cpp asan tsan bench fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edge-lora demo $(ARGS)
@@ -53,8 +53,12 @@ build-%: $(VENV)/.dev
 	$(BIN)/cmake --build build/cpp-$* -j $(JOBS)
 	$(BIN)/ctest --test-dir build/cpp-$* --output-on-failure
 
-bench: $(VENV)/.installed
-	$(BIN)/edge-lora bench $(ARGS)
+# The figures of the README; `make bench ARGS=swap` for one.
+bench: $(VENV)/.test
+	$(BIN)/python -m bench $(ARGS)
+
+fuzz: build-dev
+	build/cpp-dev/fuzz/adapter_file_fuzz 60
 
 clean:
 	rm -rf build $(VENV)

@@ -1,4 +1,4 @@
-"""Adapters that a session has loaded: their headers, and their compiled patches under a byte budget."""
+"""Adapters that a session has loaded: their headers, and their patches under a byte budget."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edge_lora.native import AdapterFile, Image, Patch
-
 from edge_lora import native
 from edge_lora.adapter import BaseIdentity
 from edge_lora.errors import AdapterFileError, EdgeLoraError
+from edge_lora.native import AdapterFile, Image, Patch
 from edge_lora.runtime.cache import cache_folder, cache_key, trim
 
 
@@ -97,7 +96,7 @@ def read_file(path: Path) -> AdapterFile:
 
 
 class PatchPool:
-    """Compiled patches, least recently used out first, never more than a budget beside the active one.
+    """Compiled patches, least recently used out first, at most a budget beside the newest one.
 
     A patch that was dropped comes back from the user's cache folder, or is compiled again.
     """

@@ -38,7 +38,7 @@ class IoBinding:
             self._values[name] = engine.value(array)
 
     def bind_value(self, name: str, value: object) -> None:
-        """Let the graph read ``name`` from an engine tensor, such as an output of an earlier run."""
+        """Let the graph read ``name`` from an engine tensor, such as an earlier run's output."""
         self._values[name] = value
 
     def run(self) -> Mapping[str, object]:

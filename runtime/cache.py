@@ -32,7 +32,7 @@ def cache_key(*parts: object) -> str:
 
 
 def cached_bytes(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
-    """Return the cached bytes, or make and keep them; a cache that cannot be written is no error."""
+    """Return the cached bytes, or make and keep them; an unwritable cache is no error."""
     path = cache_folder(kind) / key
     try:
         return path.read_bytes()

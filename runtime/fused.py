@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from edge_lora.native import Image
 from numpy.typing import NDArray
 
 from edge_lora import native, reference
@@ -15,6 +14,7 @@ from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
 from edge_lora.errors import AdapterFileError
 from edge_lora.forms import Form, matrix_shape
+from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.engines import Engine
@@ -27,7 +27,11 @@ class FusedWeights(Protocol):
     """Where a session's fused adapters live."""
 
     def prepare(self, parts: Parts) -> int:
-        """Check and compile, so that ``swap`` cannot fail; returns how many values differ from the base."""
+        """Check and compile, so that ``swap`` cannot fail.
+
+        Returns:
+            How many values differ from the base.
+        """
 
     def swap(self, parts: Parts) -> int:
         """Replace what is active by ``parts``, as one step; returns bytes of weights written."""

@@ -1,7 +1,8 @@
 """Text from a causal language model: prefill, then one token at a time over a key/value cache.
 
-The cache belongs to the weights that filled it. Each step compares the session's ``state_id``; if an
-adapter was switched in between, the cache is rebuilt from the tokens so far, or the step is refused.
+The cache belongs to the weights that filled it. Each step compares the session's ``state_id``; if
+an adapter was switched in between, the cache is rebuilt from the tokens so far, or the step is
+refused.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Decoder:
         self._cache: dict[str, object] = {}
 
     def step(self) -> NDArray[np.float32]:
-        """Run what the cache does not hold yet; returns the last position's logits (batch, vocab)."""
+        """Run what the cache does not hold yet; returns the last logits (batch, vocab)."""
         with self._session.held() as engine:
             self._follow_swap()
             if not self._cached:

@@ -17,7 +17,7 @@ Sampler = Callable[[Logits], Tokens]
 
 def greedy(logits: Logits) -> Tokens:
     """Take the most likely token; of equals the first."""
-    return logits.argmax(axis=-1).astype(np.int64)
+    return np.argmax(logits, axis=-1).astype(np.int64)
 
 
 def nucleus(top_p: float, temperature: float = 1.0, seed: int | None = None) -> Sampler:

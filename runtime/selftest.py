@@ -18,19 +18,22 @@ def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -
     Three slots are tried (first, middle, last of those that every input passes through), so a
     route that reaches only some kinds of layer is found out.
     """
-    base = engine.run(feeds)
+    base = before = engine.run(feeds)
     if not finite(base):
         raise UnsupportedError("the base's own output is not finite on the canary input")
-    for name in _probed_slots(manifest):
-        old = image.poke(name, 0, _POKE)
-        try:
-            poked = engine.run(feeds)
-        finally:
+    poked: dict[str, float] = {}
+    try:
+        for name in _probed_slots(manifest):
+            poked[name] = image.poke(name, 0, _POKE)
+            after = engine.run(feeds)
+            if same(before, after):
+                raise UnsupportedError(f"changing a weight of {name} does not change the output")
+            before = after
+    finally:
+        for name, old in poked.items():
             image.poke(name, 0, old)
-        if same(base, poked):
-            raise UnsupportedError(f"changing a weight of {name} does not change the output")
-        if not same(base, engine.run(feeds)):
-            raise UnsupportedError(f"changing a weight of {name} back does not give the base back")
+    if not same(base, engine.run(feeds)):
+        raise UnsupportedError("changing weights back does not give the base's output back")
 
 
 def _probed_slots(manifest: Manifest) -> list[str]:

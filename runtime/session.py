@@ -48,10 +48,11 @@ class SwapStats:
 
 
 class Session:
-    """A live base whose adapters can be switched between runs; made by :func:`edge_lora.runtime.open_bundle`.
+    """A live base whose adapters can be switched between runs.
 
-    Safe to use from several threads: runs share the base, a switch waits for the runs that have begun
-    and holds back those that have not. A run sees the old adapter or the new one, never a mixture.
+    Made by :func:`edge_lora.runtime.open_bundle`. Safe to use from several threads: runs share the
+    base, a switch waits for the runs that have begun and holds back those that have not. A run sees
+    the old adapter or the new one, never a mixture.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Session:
 
     @property
     def state_id(self) -> str:
-        """Hash of base + active adapters + weights: the key for caches that depend on the weights."""
+        """Hash of base + active adapters + weights: the key for caches that depend on them."""
         active = [(self._loaded[name].content_hash, weight) for name, weight in self._active]
         return cache_key(self.manifest.fingerprint, active)
 
@@ -194,7 +195,8 @@ class Session:
 
         Args:
             path: An adapter file.
-            name: Its name in this session; default: the name in the file. A name that is taken is refused.
+            name: Its name in this session; default: the name in the file. A name that is taken is
+                refused.
 
         Returns:
             The name.
@@ -322,8 +324,9 @@ class Session:
         if not self._weights.prepare(parts):
             self._weights.forget(parts)
             raise NoEffectError(
-                f"adapter {loaded.name!r} has no effect: not one of the base's values would change. "
-                "Its values are zero, or too small to matter in the base's precision"
+                f"adapter {loaded.name!r} has no effect: not one of the base's values would "
+                "change. Its values are zero, or too small to matter in the base's precision. "
+                "Look at its sizes and scale with: edge-lora inspect FILE --slots"
             )
         places = [self.manifest.stored[self.manifest.slots[s].name] for s in loaded.deltas]
         if all(set(place.operators) == {"Gather"} for place in places):
@@ -340,7 +343,9 @@ class Session:
         if same(base, adapted):
             self._weights.forget(parts)
             raise NoEffectError(
-                f"adapter {loaded.name!r} has no effect: a canary run gives the base's output to the bit"
+                f"adapter {loaded.name!r} has no effect: its values differ from the base's, but a "
+                "canary run gives the base's output to the bit. Train it for longer, or adapt slots "
+                "that reach the output"
             )
 
     def _parts(self, active: tuple[tuple[str, float], ...]) -> Parts:
@@ -368,7 +373,7 @@ class Session:
             raise UnsupportedError(f"the session over '{self.folder}' is closed")
 
     def check_inputs(self, inputs: Arrays, partial: bool = False) -> None:
-        """Raise UnsupportedError that lists every input that is unknown, missing or of another type.
+        """Raise UnsupportedError that lists every input that is unknown, missing or unfit.
 
         Args:
             inputs: Name -> array.

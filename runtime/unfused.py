@@ -30,7 +30,8 @@ def slot_inputs(adapter: LoadedAdapter, manifest: Manifest, engine: Engine) -> S
     """Return the inputs that make one call run with ``adapter``.
 
     Raises:
-        UnsupportedError: If the bundle has no slots as inputs, or the adapter is more than low-rank.
+        UnsupportedError: If the bundle has no slots as inputs, or the adapter is more than
+            low-rank.
     """
     if not any(place.lora_inputs for place in manifest.stored.values()):
         raise UnsupportedError(

@@ -1,8 +1,8 @@
 """Hash a bundle's files once per device, and again whenever one of them was touched.
 
-Hashing half a gigabyte takes longer than a swap, so a note in the user's cache remembers which files
-(by size, modification time and inode) were found equal to the manifest. ``edge-lora verify`` always
-hashes.
+Hashing half a gigabyte takes longer than a swap, so a note in the user's cache remembers which
+files (by size, modification time and inode) were found equal to the manifest. ``edge-lora verify``
+always hashes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
 
 
 def verify_once(folder: Path, manifest: Manifest) -> None:
-    """Raise BundleError if a file differs from the manifest; skip the hashing if nothing was touched."""
+    """Raise BundleError if a file differs from the manifest; hash only if one was touched."""
     note = cache_folder("verified") / cache_key(str(folder.resolve()))
     stamp = _stamp(folder, manifest)
     try:

@@ -1,9 +1,10 @@
-"""Measure one bundle with its adapters: open, load, swap, first run after a swap, steady runs, churn."""
+"""Measure a bundle and its adapters: open, load, swap, first run after a swap, steady, churn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,19 +99,17 @@ def bench_bundle(
     samples: dict[str, Samples] = {}
     sessions: list[Session] = []
     progress("open")
-    samples["open/bundle"] = Samples(
-        (
-            time_once(
-                lambda: sessions.append(open_bundle(folder, engine, threads=threads, route=route))
-            ),
-        )
-    )
+
+    def open_session() -> None:
+        sessions.append(open_bundle(folder, engine, threads=threads, route=route))
+
+    samples["open/bundle"] = Samples((time_once(open_session),))
     with sessions[0] as session:
         memory["base"] = resident_bytes()
         progress("load")
         for name, path in adapters.items():
-            times = (time_once(lambda p=path, n=name: session.load_adapter(p, n)),)
-            samples[f"load/{name}"] = Samples(times)
+            load = partial(session.load_adapter, path, name)
+            samples[f"load/{name}"] = Samples((time_once(load),))
         memory["loaded"] = resident_bytes()
         feeds = dict(inputs or canary_feeds(session.manifest))
         before = session.image_sha256()
@@ -156,7 +155,7 @@ def _steady(
             session.run(feeds, adapter=name)
         except EdgeLoraError:
             continue  # sparse, or a bundle without slots as inputs
-        actions[unfused] = lambda n=name: session.run(feeds, adapter=n)
+        actions[unfused] = partial(session.run, feeds, adapter=name)
         before[unfused] = session.disable_adapters
     return interleave(actions, runs, before=before)
 

@@ -16,7 +16,8 @@ from edge_lora.runtime.bench.measure import Samples
 
 _COLUMNS = ("phase", "variant", "runs", "p50", "p90", "p95", "p99", "min", "max", "vs_base")
 _STYLE = """body{font:15px system-ui;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}
+table{border-collapse:collapse}
+td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}
 td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}svg text{font:12px system-ui}
 pre{background:#f6f6f6;padding:1em;overflow:auto}"""
 
@@ -79,7 +80,8 @@ def _html(report: BenchReport) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>edge-lora bench</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(str(report.context['bundle']))}</h1>"
-        f"<p>Times in ms; a bar spans 5 % to 95 %, the mark is the median, dots are single runs.</p>"
+        "<p>Times in ms; a bar spans 5 % to 95 %, the mark is the median, dots are single runs."
+        "</p>"
         f"{plots}<table><tr>{heads}</tr>{rows}</table><pre>{context}</pre></html>"
     )
 
@@ -99,19 +101,22 @@ def _plot(title: str, series: Sequence[tuple[str, Samples]]) -> str:
         x = [left + min(v / most, 1.0) * width for v in (low, high, samples.median)]
         shapes.append(
             f"<text x={left - 8} y={y + 4} text-anchor=end>{html.escape(name)}</text>"
-            f"<rect x={x[0]:.1f} y={y - 7} width={max(x[1] - x[0], 1):.1f} height=14 fill=#9cc9ee />"
+            f"<rect x={x[0]:.1f} y={y - 7} width={max(x[1] - x[0], 1):.1f} height=14 "
+            "fill=#9cc9ee />"
             f"<rect x={x[2] - 1:.1f} y={y - 9} width=2 height=18 fill=#124d7c />"
             f"<text x={left + width + 8} y={y + 4}>{samples.median:.3g} ms</text>"
         )
         shapes += [
-            f"<circle cx={left + v / most * width:.1f} cy={y} r=1.2 fill=#124d7c fill-opacity=.35 />"
+            f"<circle cx={left + v / most * width:.1f} cy={y} r=1.2 "
+            "fill=#124d7c fill-opacity=.35 />"
             for v in samples.ms
             if v <= most
         ]
     height = len(series) * row + 6
     return (
         f"<h2>{html.escape(title)}</h2>"
-        f"<svg viewBox='0 0 {left + width + 90} {height}' width=100% role=img>{''.join(shapes)}</svg>"
+        f"<svg viewBox='0 0 {left + width + 90} {height}' width=100% role=img>"
+        f"{''.join(shapes)}</svg>"
     )
 
 
@@ -120,7 +125,7 @@ def _quantile(samples: Samples, q: float) -> float:
     return ordered[min(int(q * len(ordered)), len(ordered) - 1)]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -44,7 +44,11 @@ class Engine(Protocol):
         """Return a NumPy view or copy of an engine tensor."""
 
     def bind(self, image: Image) -> None:
-        """Tell ``image`` where each slot's weight lies; raises UnsupportedError naming the slots not found."""
+        """Tell ``image`` where each slot's weight lies.
+
+        Raises:
+            UnsupportedError: If some are not found; names them.
+        """
 
     def replace_weights(self, weights: Arrays) -> None:
         """Rebuild with other slot weights, (out, in) fp32 (route ``reload``)."""

@@ -1,8 +1,8 @@
-"""The smallest ONNX models, as bytes, without the ``onnx`` package: one MatMul with a constant weight.
+"""The smallest ONNX models, as bytes, without the ``onnx`` package: one MatMul with a constant.
 
-ONNX files are protocol buffers (https://protobuf.dev/programming-guides/encoding): a message is a run
-of (field number, wire type, payload). Only the fields that ONNX Runtime needs are written; the
-numbers are those of ``onnx.proto``.
+ONNX files are protocol buffers (https://protobuf.dev/programming-guides/encoding): a message is a
+run of (field number, wire type, payload). Only the fields that ONNX Runtime needs are written;
+the numbers are those of ``onnx.proto``.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ _FLOAT = 1  # TensorProto.DataType
 
 
 def matmul_model(weight: NDArray[np.float32]) -> bytes:
-    """Return a model with input ``x`` (m, in), output ``y`` (m, out) and constant ``weight`` (in, out)."""
+    """Return a model of one node: ``y`` (m, out) = ``x`` (m, in) @ constant ``weight`` (in, out)."""
     in_features, out_features = weight.shape
     tensor = (
         _number(1, in_features)

@@ -1,8 +1,9 @@
 """ONNX Runtime on the CPU.
 
-Route ``packed``: the compiled core is the engine's allocator, so that every packed weight is born in
-memory that we know and may patch (``edge_lora.runtime.engines.packed_blocks`` finds them). Weights that the
-engine uses as they are (embeddings, convolutions) are handed over in memory of our own.
+Route ``packed``: the compiled core is the engine's allocator, so that every packed weight is born
+in memory that we know and may patch (``edge_lora.runtime.engines.packed_blocks`` finds them).
+Weights that the engine uses as they are (embeddings, convolutions) are handed over in memory of our
+own.
 Route ``unpacked``: all slot weights are handed over, and the engine is told not to pack.
 Route ``reload``: an ordinary session, built anew with other weights.
 """
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from edge_lora.native import Image, Layout
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, StoredSlot, TensorSpec
 from edge_lora.errors import BundleError, EngineUnavailableError, UnsupportedError, list_all
 from edge_lora.forms import matrix_shape
+from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
 from edge_lora.runtime.engines.packed_blocks import (
     bind_packed_blocks,
@@ -40,7 +41,7 @@ _NUMPY = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
-# Fusions that would fold a weight of ours into another constant, where a patch no longer reaches it.
+# Fusions that would fold a weight of ours into another constant, out of a patch's reach.
 _FOLDING = {
     "Conv": ["NchwcTransformer", "ConvBNFusion", "ConvMulFusion", "ConvAddFusion"],
     "Gather": [],

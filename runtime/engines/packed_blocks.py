@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import lru_cache
 
 import onnxruntime as ort
 from edge_lora.native import Image, Layout
@@ -70,6 +71,7 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[s
     return problems
 
 
+@lru_cache(maxsize=256)
 def packed_layout(in_features: int, out_features: int, version: str) -> Layout:
     """Return where the engine puts each value of a packed fp32 (in, out) weight on this processor."""
     key = cache_key("onnxruntime", version, native.cpu_features(), "f32", in_features, out_features)
