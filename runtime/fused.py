@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from edge_lora import native, reference
 from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
-from edge_lora.errors import AdapterFileError
 from edge_lora.forms import Form, matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
@@ -149,9 +148,8 @@ class ReloadedWeights:
     def _merged(self, parts: Parts) -> dict[str, NDArray[np.float32]]:
         terms: dict[str, list[tuple[Form, float]]] = {}
         for loaded, weight in parts:
+            loaded.open()  # refuses a file that changed since
             adapter = Adapter.load(loaded.path)
-            if adapter.base != loaded.base:
-                raise AdapterFileError(f"adapter file '{loaded.path}' changed since it was loaded")
             for name, delta in adapter.deltas.items():
                 slot = self._manifest.slots[name].name
                 terms.setdefault(slot, []).extend(

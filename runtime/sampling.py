@@ -17,7 +17,8 @@ Sampler = Callable[[Logits], Tokens]
 
 def greedy(logits: Logits) -> Tokens:
     """Take the most likely token; of equals the first."""
-    return np.argmax(logits, axis=-1).astype(np.int64)
+    tokens: Tokens = logits.argmax(axis=-1).astype(np.int64)
+    return tokens
 
 
 def nucleus(top_p: float, temperature: float = 1.0, seed: int | None = None) -> Sampler:

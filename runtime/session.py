@@ -344,7 +344,7 @@ class Session:
             self._weights.forget(parts)
             raise NoEffectError(
                 f"adapter {loaded.name!r} has no effect: its values differ from the base's, but a "
-                "canary run gives the base's output to the bit. Train it for longer, or adapt slots "
+                "canary run gives the base's output to the bit. Train it longer, or adapt slots "
                 "that reach the output"
             )
 

@@ -17,7 +17,7 @@ def table(report: DemoReport) -> list[tuple[str, ...]]:
 
 
 def _row(result: SkillResult) -> tuple[str, ...]:
-    unfused = "–" if result.unfused_ms is None else f"{result.unfused_ms:.1f} ms"
+    unfused = "-" if result.unfused_ms is None else f"{result.unfused_ms:.1f} ms"
     return (
         result.skill,
         result.method,

@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edge_lora.errors import UnsupportedError
 from edge_lora.runtime.bench.bundle_bench import BenchReport

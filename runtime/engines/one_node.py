@@ -13,7 +13,7 @@ _FLOAT = 1  # TensorProto.DataType
 
 
 def matmul_model(weight: NDArray[np.float32]) -> bytes:
-    """Return a model of one node: ``y`` (m, out) = ``x`` (m, in) @ constant ``weight`` (in, out)."""
+    """Return a model of one node: ``y`` (m, out) = ``x`` (m, in) @ ``weight`` (in, out)."""
     in_features, out_features = weight.shape
     tensor = (
         _number(1, in_features)

@@ -182,6 +182,6 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
     return OnnxRuntimeEngine(folder, manifest, route, threads)
 
 
-def _spec(node: Any) -> TensorSpec:
+def _spec(node: ort.NodeArg) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else str(d) for d in node.shape)
     return TensorSpec(node.name, _NUMPY.get(node.type, node.type), shape)

@@ -82,7 +82,9 @@ def test_a_weighted_sum_equals_the_merged_session(session, make_adapter, feeds, 
     assert session.active_adapters == {"0": 0.7, "1": -0.3, "2": 0.5}
     if session.route == "packed":
         parts = list(zip(paths, [0.7, -0.3, 0.5], strict=True))
-        assert_equal_bits(session.run(feeds), merged_run(session, parts, feeds, tmp_path / "merged"))
+        assert_equal_bits(
+            session.run(feeds), merged_run(session, parts, feeds, tmp_path / "merged")
+        )
     session.set_adapters([])
     assert session.differing_slots() == []
 

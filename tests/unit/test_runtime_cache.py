@@ -41,5 +41,11 @@ def test_trimming_keeps_the_latest():
 
 
 def test_keys_depend_on_every_part():
-    keys = {cache_key("a", 1), cache_key("a", 2), cache_key("b", 1), cache_key("a", 1.5), cache_key("a1")}
+    keys = {
+        cache_key("a", 1),
+        cache_key("a", 2),
+        cache_key("b", 1),
+        cache_key("a", 1.5),
+        cache_key("a1"),
+    }
     assert len(keys) == 5
