@@ -39,8 +39,9 @@ Matrix MakeMatrix(uint64_t rows, uint64_t columns, const Fill& fill) {
     const nb::gil_scoped_release release;
     fill(values.get());
   }
-  const nb::capsule owner(values.get(),
-                          [](void* memory) noexcept { delete[] static_cast<float*>(memory); });
+  const nb::capsule owner(values.get(), [](void* memory) noexcept {
+    const std::unique_ptr<float[]> freed(static_cast<float*>(memory));
+  });
   return {values.release(), {rows, columns}, owner};
 }
 
@@ -51,7 +52,10 @@ Stored StoredFrom(const std::string& name) {
   return name == "oi" ? Stored::kOutIn : Stored::kInOut;
 }
 
-float* BlockAt(uintptr_t address) { return reinterpret_cast<float*>(address); }
+float* BlockAt(uintptr_t address) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): Python has no pointers.
+  return reinterpret_cast<float*>(address);
+}
 
 /// edge_lora.native knows which Python exception a status code is.
 void Translate(const std::exception_ptr& failure, void* /*unused*/) {
@@ -108,7 +112,7 @@ void BindAdapterFile(nb::module_& module) {
             StackedLowRank stacked;
             if (!StackLowRank(adapter, slot, stacked)) return nb::none();
             const auto copy = [](const std::vector<float>& from) {
-              return [&from](float* to) { std::copy(from.begin(), from.end(), to); };
+              return [&from](float* to) { std::ranges::copy(from, to); };
             };
             const Shape shape = adapter.Find(slot)->shape;
             return nb::make_tuple(MakeMatrix(shape.in, stacked.rank, copy(stacked.a)),

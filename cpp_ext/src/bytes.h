@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "status.h"
@@ -37,7 +38,7 @@ class ByteWriter {
 /// Throws Error(kInvalidArgument) that names `what` as soon as something does not add up.
 class ByteReader {
  public:
-  ByteReader(const std::string& bytes, const std::string& what) : bytes_(bytes), what_(what) {}
+  ByteReader(const std::string& bytes, std::string what) : bytes_(bytes), what_(std::move(what)) {}
 
   template <typename T>
   T Get() {

@@ -73,6 +73,7 @@ Stored StoredFrom(el_stored stored) {
 
 }  // namespace
 
+// NOLINTBEGIN(cppcoreguidelines-owning-memory): a handle belongs to the caller.
 extern "C" {
 
 int32_t el_abi_version(void) { return EL_ABI_VERSION; }
@@ -317,5 +318,6 @@ el_status el_patch_save(el_patch* patch, const char* path) {
 void el_patch_free(el_patch* patch) { delete patch; }
 
 }  // extern "C"
+// NOLINTEND(cppcoreguidelines-owning-memory)
 
 static_assert(static_cast<int>(Code::kInternal) == EL_INTERNAL);

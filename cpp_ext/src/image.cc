@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -292,7 +293,7 @@ float Image::Poke(const std::string& name, uint64_t index, float value) {
   for (const Place& place : slot.places) {
     old = std::exchange(place.block[place.layout->Offset(k, n)], value);
   }
-  if (std::memcmp(&value, &pristine, sizeof value) == 0) {
+  if (std::bit_cast<uint32_t>(value) == std::bit_cast<uint32_t>(pristine)) {
     slot.poked.erase(index);
   } else {
     slot.poked.insert(index);

@@ -4,9 +4,9 @@
 // so hands over the C API of the engine that is already in the process; no header, no linking. The
 // engine's tables only ever grow, so an entry is known by its position. Sessions opt in with
 // `session.use_env_allocators`; all others are left alone.
-#include <charconv>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <string>
 
 #include "allocator.h"
@@ -52,13 +52,20 @@ Registration& TheRegistration() {
   return registration;
 }
 
-OrtAllocator our_allocator = {
-    kApiVersion,
-    [](OrtAllocator*, size_t bytes) { return AllocateBlock(bytes, false); },
-    [](OrtAllocator*, void* memory) { FreeBlock(memory); },
-    [](const OrtAllocator*) -> const void* { return TheRegistration().memory_info; },
-    [](OrtAllocator*, size_t bytes) { return AllocateBlock(bytes, true); },
-    {}};
+// What the engine calls; nothing may be thrown through it.
+void* Allocate(size_t bytes, bool reserved) noexcept {
+  try {
+    return AllocateBlock(bytes, reserved);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+void* Alloc(OrtAllocator* /*self*/, size_t bytes) noexcept { return Allocate(bytes, false); }
+void* Reserve(OrtAllocator* /*self*/, size_t bytes) noexcept { return Allocate(bytes, true); }
+void Free(OrtAllocator* /*self*/, void* memory) noexcept { FreeBlock(memory); }
+const void* Info(const OrtAllocator* /*self*/) noexcept { return TheRegistration().memory_info; }
+
+OrtAllocator our_allocator = {kApiVersion, Alloc, Free, Info, Reserve, {}};
 
 template <typename Function>
 Function Get(const void* const* api, Entry entry) {

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace edge_lora {
@@ -24,8 +25,8 @@ void ParallelFor(size_t count, int threads, const std::function<void(size_t)>& w
   };
   std::vector<std::jthread> helpers;
   try {
-    for (int t = 1; t < threads && static_cast<size_t>(t) < count; ++t) helpers.emplace_back(drain);
-  } catch (const std::system_error&) {
+    for (int t = 1; t < threads && std::cmp_less(t, count); ++t) helpers.emplace_back(drain);
+  } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
     // No more threads to be had: those that started and this one do the work.
   }
   drain();

@@ -1,7 +1,9 @@
 #include "allocator.h"
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -14,7 +16,7 @@ int main() {
   void* reserved = AllocateBlock(300 << 10, true);
   void* small = AllocateBlock(100, true);
   void* running = AllocateBlock(1000, false);
-  CHECK(reinterpret_cast<uintptr_t>(reserved) % (2 << 20) == 0);
+  CHECK(reinterpret_cast<uintptr_t>(reserved) % 4096 == 0);
   CHECK(reinterpret_cast<uintptr_t>(small) % 64 == 0);
   const auto live = LiveBlocks();
   CHECK(live.size() == 3);
@@ -31,6 +33,26 @@ int main() {
   FreeBlock(small);
   FreeBlock(nullptr);
   CHECK(LiveBlocks().empty() && GetAllocatorStats().reserved_bytes == 0);
+
+  // Weights of all sizes side by side: none overlaps another, each keeps its bytes to the end.
+  std::vector<std::pair<unsigned char*, size_t>> weights;
+  for (size_t i = 0; i < 60; ++i) {
+    const size_t bytes = (i % 9 + 1) * (200 << 10) + (i == 30 ? 70 << 20 : i);
+    auto* weight = static_cast<unsigned char*>(AllocateBlock(bytes, true));
+    std::memset(weight, static_cast<int>(i), bytes);
+    weights.emplace_back(weight, bytes);
+    if (i % 4 == 3) {  // frees one in the middle
+      FreeBlock(weights[i - 2].first);
+      weights[i - 2].first = nullptr;
+    }
+  }
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const auto [weight, bytes] = weights[i];
+    if (weight == nullptr) continue;
+    CHECK(std::all_of(weight, weight + bytes, [i](unsigned char b) { return b == i; }));
+    FreeBlock(weight);
+  }
+  CHECK(LiveBlocks().empty());
 
   // Many threads at once; what one wrote stays until it frees.
   std::vector<std::thread> threads;
