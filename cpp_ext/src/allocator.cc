@@ -49,7 +49,7 @@ bool IsHuge(const Block& block) { return block.reserved && block.capacity >= Hug
 
 void* TakeMemory(State& state, const Block& block) {
   if (IsHuge(block)) return state.huge.Take(block.capacity);
-  return std::aligned_alloc(kCacheLine, block.capacity);
+  return std::aligned_alloc(kCacheLine, block.capacity);  // NOLINT(cppcoreguidelines-owning-memory)
 }
 
 void GiveMemory(State& state, void* memory, const Block& block) {
