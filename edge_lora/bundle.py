@@ -147,6 +147,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"bundle '{folder}': {MANIFEST} cannot be read: {error}") from error
+    _require_known_version(Path(folder), raw)
     try:
         manifest = _parse(raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,13 +158,17 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def _parse(raw: dict[str, Any]) -> Manifest:
-    version = raw.pop("edge_lora_bundle", None)
+def _require_known_version(folder: Path, raw: object) -> None:
+    version = raw.get("edge_lora_bundle") if isinstance(raw, dict) else None
     if not isinstance(version, list) or not version or version[0] != FORMAT_VERSION[0]:
-        raise ValueError(
-            f"format version {version!r}, this reader knows {FORMAT_VERSION[0]}.x; "
-            "export again or install a newer edge-lora"
+        raise BundleError(
+            f"bundle '{folder}': {MANIFEST} has format version {version!r}, this reader knows "
+            f"{FORMAT_VERSION[0]}.x. Export again, or install a newer edge-lora"
         )
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    del raw["edge_lora_bundle"]
     base, records, stored, slots = raw.pop("base"), raw.pop("slots"), {}, []
     for record in records:
         place = record.pop("stored")

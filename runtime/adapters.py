@@ -87,6 +87,8 @@ class LoadedAdapter:
 
 def read_file(path: Path) -> AdapterFile:
     """Open one adapter file in the core, with the path in every error."""
+    if not path.exists():
+        raise AdapterFileError(f"adapter file '{path}' does not exist")
     try:
         return native.AdapterFile(str(path))
     except EdgeLoraError as error:

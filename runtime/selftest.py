@@ -1,4 +1,4 @@
-"""Before a route is trusted: change a weight, see it in the output; change it back, see the base."""
+"""Before a route is trusted: change a weight, see it in the output; undo it, see the base."""
 
 from __future__ import annotations
 

@@ -44,46 +44,45 @@ def bundle(torch_model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def make_adapter(bundle, tmp_path_factory):
-    """Return a function that writes an adapter of one kind for the tiny bundle."""
-    manifest = read_manifest(bundle)
-    folder = tmp_path_factory.mktemp("adapters")
+def form_of(kind, shape, rng):
+    out_features, in_features = matrix_shape(shape)
+    size = out_features * in_features
+    match kind:
+        case "sparse":
+            index = np.sort(rng.choice(size, size // 50, replace=False)).astype(np.uint32)
+            return (Sparse(index, rng.standard_normal(index.size).astype(np.float16)),)
+        case "line":
+            lines = rng.choice(size // 16, size // 800, replace=False)
+            group, column = np.divmod(lines, in_features)
+            rows = group[:, None] * 16 + np.arange(16)
+            index = np.sort((rows * in_features + column[:, None]).ravel()).astype(np.uint32)
+            return (Sparse(index, rng.standard_normal(index.size).astype(np.float32), 0.5),)
+        case "low_rank":
+            a = rng.standard_normal((4, in_features)).astype(np.float32)
+            b = rng.standard_normal((out_features, 4)).astype(np.float32)
+            return (LowRank(a, b, 0.05),)
+        case "dense":
+            return (Dense(rng.standard_normal((out_features, in_features)).astype(np.float32)),)
+        case "rows":
+            index = np.sort(rng.choice(out_features, 3, replace=False)).astype(np.uint32)
+            return (Block("row", index, rng.standard_normal((3, in_features), np.float32)),)
+        case "columns":
+            index = np.sort(rng.choice(in_features, 3, replace=False)).astype(np.uint32)
+            return (Block("col", index, rng.standard_normal((3, out_features), np.float32)),)
+        case "set":
+            index = np.sort(rng.choice(size, 9, replace=False)).astype(np.uint32)
+            return (Sparse(index, rng.standard_normal(9).astype(np.float32), 1.0, "set"),)
+        case "mixed":
+            return (*form_of("low_rank", shape, rng), *form_of("sparse", shape, rng))
 
-    def form_of(kind, shape, rng):
-        out_features, in_features = matrix_shape(shape)
-        size = out_features * in_features
-        match kind:
-            case "sparse":
-                index = np.sort(rng.choice(size, size // 50, replace=False)).astype(np.uint32)
-                return (Sparse(index, rng.standard_normal(index.size).astype(np.float16)),)
-            case "line":
-                lines = rng.choice(size // 16, size // 800, replace=False)
-                group, column = np.divmod(lines, in_features)
-                rows = group[:, None] * 16 + np.arange(16)
-                index = np.sort((rows * in_features + column[:, None]).ravel()).astype(np.uint32)
-                return (Sparse(index, rng.standard_normal(index.size).astype(np.float32), 0.5),)
-            case "low_rank":
-                a = rng.standard_normal((4, in_features)).astype(np.float32)
-                b = rng.standard_normal((out_features, 4)).astype(np.float32)
-                return (LowRank(a, b, 0.05),)
-            case "dense":
-                return (Dense(rng.standard_normal((out_features, in_features)).astype(np.float32)),)
-            case "rows":
-                index = np.sort(rng.choice(out_features, 3, replace=False)).astype(np.uint32)
-                return (Block("row", index, rng.standard_normal((3, in_features), np.float32)),)
-            case "columns":
-                index = np.sort(rng.choice(in_features, 3, replace=False)).astype(np.uint32)
-                return (Block("col", index, rng.standard_normal((3, out_features), np.float32)),)
-            case "set":
-                index = np.sort(rng.choice(size, 9, replace=False)).astype(np.uint32)
-                return (Sparse(index, rng.standard_normal(9).astype(np.float32), 1.0, "set"),)
-            case "mixed":
-                return (*form_of("low_rank", shape, rng), *form_of("sparse", shape, rng))
+
+def adapter_maker(bundle, folder):
+    """Return a function that writes an adapter of one kind for a bundle."""
+    import fnmatch
+
+    manifest = read_manifest(bundle)
 
     def make(kind="sparse", seed=0, slots="*", alpha=1.0, name=None):
-        import fnmatch
-
         rng = np.random.default_rng(seed)
         deltas = {
             slot: Delta(s.shape, s.dtype, form_of(kind, s.shape, rng), s.slot_hash)
@@ -102,6 +101,40 @@ def make_adapter(bundle, tmp_path_factory):
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_adapter(bundle, tmp_path_factory):
+    """Return a function that writes an adapter of one kind for the tiny language model."""
+    return adapter_maker(bundle, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(scope="session")
+def mlp():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(24, 48), torch.nn.GELU(), torch.nn.Linear(48, 48), torch.nn.ReLU(),
+        torch.nn.Linear(48, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mlp_bundle(mlp, tmp_path_factory):
+    import torch
+
+    from edge_lora.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("mlp") / "bundle"
+    x = torch.randn(3, 24)
+    export_bundle(mlp, folder, example_inputs={"input": x}, slots="inputs", progress=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_mlp_adapter(mlp_bundle, tmp_path_factory):
+    """Return a function that writes an adapter of one kind for the small MLP."""
+    return adapter_maker(mlp_bundle, tmp_path_factory.mktemp("mlp-adapters"))
 
 
 @pytest.fixture(scope="session")

@@ -139,25 +139,6 @@ def test_only_what_was_named_is_a_slot(vision):
     assert names == {f"{name}.weight" for name in ("_fc", *CONVS)}
 
 
-@pytest.fixture(scope="module")
-def mlp():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(24, 48), torch.nn.GELU(), torch.nn.Linear(48, 48), torch.nn.ReLU(),
-        torch.nn.Linear(48, 5),
-    ).eval()  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def mlp_bundle(mlp, tmp_path_factory):
-    from edge_lora.export import export_bundle
-
-    folder = tmp_path_factory.mktemp("mlp") / "bundle"
-    x = torch.randn(3, 24)
-    export_bundle(mlp, folder, example_inputs={"input": x}, slots="inputs", progress=False)
-    return folder
-
-
 @pytest.fixture
 def rows():
     return np.random.default_rng(1).standard_normal((7, 24)).astype(np.float32)
