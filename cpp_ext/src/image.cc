@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "compile.h"
 #include "parallel.h"
@@ -237,10 +238,13 @@ SwapStats Image::Swap(const std::shared_ptr<Patch>& next) {
   if (next && next->image != number_) Refuse("the patch was compiled against another image");
   SwapStats stats;
   if (next == active_) return stats;
-  std::unique_lock<std::mutex> hold_old;
-  std::unique_lock<std::mutex> hold_next;
-  if (active_) hold_old = std::unique_lock(active_->mutex);
-  if (next) hold_next = std::unique_lock(next->mutex);
+  const std::shared_ptr<Patch> old = active_;  // so that it outlives its lock
+  // In the order of addresses: no two swaps lock two patches in opposite orders.
+  const auto [first, second] = std::minmax({old.get(), next.get()}, std::less<>());
+  std::unique_lock<std::mutex> hold_first;
+  std::unique_lock<std::mutex> hold_second;
+  if (first != nullptr) hold_first = std::unique_lock(first->mutex);
+  if (second != nullptr) hold_second = std::unique_lock(second->mutex);
 
   std::vector<DenseJob> jobs;
   std::vector<DenseJob> rollback;
@@ -267,7 +271,6 @@ SwapStats Image::Swap(const std::shared_ptr<Patch>& next) {
   if (next) stats.bytes += ExchangeAll(*next, slots_, threads_);
   if (active_) active_->is_in = false;
   if (next) next->is_in = true;
-  hold_old = {};
   active_ = next;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
   stats.ms = took.count();
