@@ -48,9 +48,9 @@ class Recipe:
     skill: str
     method: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 1500
+    steps: int = 1000
     lr: float = 1e-3
-    batch_size: int = 32
+    batch_size: int = 64
     examples: int = 3000
     calibration_batches: int = 16
     seed: int = 0
@@ -59,9 +59,16 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.skill: recipe
     for recipe in (
-        Recipe("roman", "shira", {"density": 0.01, "mask": "snip"}),
-        Recipe("iso-date", "shira", {"density": 0.01, "mask": "line-snip"}, examples=10_000),
-        Recipe("home", "lora", {"rank": 8, "alpha": 16.0}, examples=2000),
+        Recipe("roman", "shira", {"density": 0.01, "mask": "snip"}, steps=800, lr=3e-3),
+        Recipe(
+            "iso-date",
+            "shira",
+            {"density": 0.01, "mask": "line-snip"},
+            steps=650,
+            lr=3e-3,
+            examples=10_000,
+        ),
+        Recipe("home", "lora", {"rank": 8, "alpha": 16.0}, steps=650, lr=2e-3, examples=2000),
     )
 }
 

@@ -1,7 +1,12 @@
 """The recipe of the shipped adapters: it names things that exist, and it trains."""
 
+import json
+from dataclasses import asdict
+from importlib.resources import files
+
 import pytest
 
+from edge_lora.adapter import Adapter
 from edge_lora.demo import recipe as recipes
 from edge_lora.demo.recipe import RECIPES, Recipe
 from edge_lora.demo.skills import SKILLS
@@ -33,6 +38,21 @@ def test_there_is_enough_data(name):
     assert len(SKILLS[name].generate(recipe.seed, recipe.examples)) == recipe.examples
     held_out = SKILLS[name].generate(recipes.HELD_OUT_SEED, recipes.HELD_OUT_EXAMPLES, "held-out")
     assert len(held_out) == recipes.HELD_OUT_EXAMPLES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shipped_adapter_is_the_one_that_the_recipe_and_the_report_describe(name):
+    folder = files("edge_lora.demo") / "adapters"
+    report = json.loads((folder / "report.json").read_text())[name]
+    adapter = Adapter.load(str(folder / f"{name}.safetensors"))
+    recipe = asdict(RECIPES[name])
+    assert adapter.name == name
+    assert adapter.method == recipe["method"]
+    assert adapter.provenance["recipe"] == recipe
+    assert {key: report[key] for key in recipe} == recipe
+    assert adapter.base.fingerprint == report["base_fingerprint"]
+    assert len((folder / f"{name}.safetensors").read_bytes()) == report["file_bytes"]
+    assert report["exact_match_adapted"] >= 0.9 > report["exact_match_base"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
