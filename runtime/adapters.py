@@ -98,7 +98,9 @@ def read_file(path: Path) -> AdapterFile:
 
 
 class PatchPool:
-    """Compiled patches, least recently used out first, at most a budget beside the newest one.
+    """Compiled patches, least recently used out first, under a byte budget.
+
+    The newest one and the pinned one stay whatever they take.
 
     A patch that was dropped comes back from the user's cache folder, or is compiled again.
     """
@@ -107,6 +109,7 @@ class PatchPool:
         """Keep patches for ``image``, whose layout and content ``image_key`` names."""
         self._image, self._image_key, self._budget = image, image_key, budget_bytes
         self._patches: dict[str, Patch] = {}  # in order of last use
+        self._pinned = ""
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +127,11 @@ class PatchPool:
         self._patches[key] = patch
         self._shrink()
         return patch
+
+    def pin(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
+        """Keep the patch of ``parts`` (none: of nothing), instead of the one pinned before."""
+        self._pinned = self.key(parts) if parts else ""
+        self._shrink()
 
     def drop(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
         """Forget one patch in memory; the file in the cache stays."""
@@ -152,10 +160,10 @@ class PatchPool:
         return patch
 
     def _shrink(self) -> None:
-        if self._budget is None:
+        if self._budget is None or not self._patches:
             return
         newest = next(reversed(self._patches))
-        for key in [k for k in self._patches if k != newest]:
+        for key in [k for k in self._patches if k not in (newest, self._pinned)]:
             if self.nbytes <= self._budget:
                 return
             del self._patches[key]

@@ -35,6 +35,9 @@ class FusedWeights(Protocol):
     def swap(self, parts: Parts) -> int:
         """Replace what is active by ``parts``, as one step; returns bytes of weights written."""
 
+    def keep(self, parts: Parts) -> None:
+        """Hold what a ``swap`` back to ``parts`` needs, so that it cannot fail."""
+
     def forget(self, parts: Parts) -> None:
         """Free what ``prepare`` keeps."""
 
@@ -84,6 +87,10 @@ class PatchedWeights:
         """Exchange patches in place; see ``FusedWeights``."""
         return self.image.swap(self._pool.get(parts) if parts else None).bytes
 
+    def keep(self, parts: Parts) -> None:
+        """Pin the compiled patch."""
+        self._pool.pin(parts)
+
     def forget(self, parts: Parts) -> None:
         """Drop the compiled patch from memory."""
         self._pool.drop(parts)
@@ -113,6 +120,7 @@ class ReloadedWeights:
         """Keep what is needed to build ``engine``'s session again."""
         self._folder, self._manifest, self._engine = folder, manifest, engine
         self._active: dict[str, NDArray[np.float32]] = {}
+        self._kept: tuple[Parts, dict[str, NDArray[np.float32]]] = ([], {})
 
     def prepare(self, parts: Parts) -> int:
         """Merge once to see that it can be done; see ``FusedWeights``."""
@@ -121,13 +129,17 @@ class ReloadedWeights:
 
     def swap(self, parts: Parts) -> int:
         """Merge and reload; see ``FusedWeights``."""
-        merged = self._merged(parts)
+        merged = self._kept[1] if parts == self._kept[0] else self._merged(parts)
         self._engine.replace_weights(merged)
         self._active = merged
         return sum(weight.nbytes for weight in merged.values())
 
+    def keep(self, parts: Parts) -> None:
+        """Hold the merged weights that are in use."""
+        self._kept = (parts, self._active)
+
     def forget(self, parts: Parts) -> None:
-        """Nothing is kept."""
+        """Nothing else is kept."""
 
     @property
     def nbytes(self) -> int:

@@ -32,8 +32,8 @@ def open_bundle(
         threads: Of the engine and of swaps; default: the processors of this machine.
         route: How fused adapters are switched. "auto" takes the first of packed, unpacked, reload
             that passes its self-test here, and logs a warning if that is not packed.
-        adapter_budget_bytes: Most bytes of compiled patches to keep in memory beside the newest;
-            default: no limit.
+        adapter_budget_bytes: Most bytes of compiled patches to keep in memory; the active and
+            the newest one stay in any case. Default: no limit.
 
     Raises:
         BundleError: If the bundle is damaged or changed.

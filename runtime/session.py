@@ -252,6 +252,7 @@ class Session:
     def delete_adapter(self, name: str) -> None:
         """Forget a loaded adapter; one that is fused must be taken out first."""
         with self._changing:
+            self._require_open()
             loaded = self._require_loaded(name)
             if name in self.active_adapters:
                 raise UnsupportedError(
@@ -274,7 +275,7 @@ class Session:
 
     def differing_slots(self) -> list[str]:
         """Return the slots whose weights in use are not the base's; compares every value."""
-        with self._lock.shared():
+        with self.held():
             return self._weights.differing_slots()
 
     @property
@@ -284,7 +285,7 @@ class Session:
 
     def image_sha256(self) -> str:
         """Return the sha256 (hex) of the weights in use, as they lie in memory."""
-        with self._lock.shared():
+        with self.held():
             return self._weights.sha256()
 
     def close(self) -> None:
@@ -316,6 +317,7 @@ class Session:
             written = self._weights.swap(parts)
             ms = (perf_counter() - start) * 1e3
             self._active = active
+            self._weights.keep(parts)
         return SwapStats(ms, written, self.route)
 
     def _prove_effect(self, loaded: LoadedAdapter) -> None:

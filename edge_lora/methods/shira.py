@@ -40,7 +40,7 @@ class ShiraConfig:
 
     Attributes:
         density: Share of each slot's entries that is trained, in (0, 1].
-        mask: A name in ``edge_lora.methods.masks.MASKS``.
+        mask: One of rand, struct, wm, grad, snip, line, line-wm, line-grad, line-snip.
         trainer: "values" (small memory) or "masked" (any module).
         seed: Of the masks; each slot derives its own.
         floor: Share of the budget spread evenly over outputs before a scored mask takes the best,

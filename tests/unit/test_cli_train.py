@@ -118,6 +118,10 @@ def test_methods_lists_every_option_with_its_meaning():
 
 
 def test_methods_of_one():
+    from edge_lora.methods.masks import MASKS
+
     result = run("methods", "shira")
     assert "density\t0.01" in result.stdout
+    (mask,) = [line for line in result.stdout.splitlines() if line.startswith("shira\tmask")]
+    assert set(MASKS) <= set(mask.replace(",", " ").replace(".", " ").split())
     assert run("methods", "magic").exit_code == 1

@@ -1,0 +1,141 @@
+"""A session's life: closing, use after it, files that change under it, threads."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_lora import Adapter
+from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
+from edge_lora.runtime import open_bundle
+
+ROUTES = ["packed", "unpacked", "reload"]
+
+
+@pytest.fixture
+def x():
+    return {"input": np.random.default_rng(0).standard_normal((3, 24)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_closing_twice_and_use_after_it(route, mlp_bundle, make_mlp_adapter, x):
+    session = open_bundle(mlp_bundle, threads=1, route=route)
+    session.load_adapter(make_mlp_adapter(), "a")
+    session.set_adapter("a")
+    binding = session.io_binding()
+    binding.bind_input("input", x["input"])
+    session.close()
+    session.close()
+    for use in (
+        lambda: session.run(x),
+        lambda: session.run(x, adapter="a"),
+        binding.run,
+        lambda: session.set_adapter("a"),
+        session.disable_adapters,
+        lambda: session.load_adapter(make_mlp_adapter("low_rank"), "b"),
+        session.differing_slots,
+        session.image_sha256,
+        lambda: session.delete_adapter("a"),
+    ):
+        with pytest.raises(UnsupportedError, match="is closed"):
+            use()
+    with open_bundle(mlp_bundle, threads=1, route=route) as again:
+        assert again.differing_slots() == []
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_file_that_changed_is_not_taken_for_the_one_that_was_loaded(
+    route, mlp_bundle, make_mlp_adapter, x, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path / "cache"))
+    path = shutil.copy(make_mlp_adapter("sparse", 1), tmp_path / "a.safetensors")
+    with open_bundle(mlp_bundle, threads=1, route=route, adapter_budget_bytes=0) as session:
+        base = session.run(x)["output_0"]
+        session.load_adapter(path, "a")
+        session.load_adapter(make_mlp_adapter("sparse", 3), "b")
+        shutil.copy(make_mlp_adapter("sparse", 2), path)
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(AdapterFileError, match="changed since it was loaded"):
+            session.set_adapter("a")
+        assert session.active_adapters == {}
+        assert session.run(x)["output_0"].tobytes() == base.tobytes()
+        session.set_adapter("b")  # the session is still of use
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_loading_and_switching_while_others_run(budget, mlp_bundle, make_mlp_adapter, x):
+    paths = [make_mlp_adapter("sparse", seed) for seed in range(6)]
+    with open_bundle(mlp_bundle, threads=1, adapter_budget_bytes=budget) as session:
+        base = session.run(x)["output_0"].tobytes()
+        allowed = {base}
+        for i, path in enumerate(paths):
+            session.load_adapter(path, f"known-{i}")
+            session.set_adapter(f"known-{i}")
+            allowed.add(session.run(x)["output_0"].tobytes())
+            session.disable_adapters()
+            session.delete_adapter(f"known-{i}")
+        assert len(allowed) == 7
+        seen, problems, stop = set(), [], threading.Event()
+
+        def run():
+            while not stop.is_set():
+                seen.add(session.run(x)["output_0"].tobytes())
+
+        def change(worker):
+            try:
+                for round_ in range(10):
+                    for i in range(worker, 6, 2):
+                        session.load_adapter(paths[i], f"{worker}-{i}")
+                        session.set_adapter(f"{worker}-{i}")
+                        session.disable_adapters()
+                        session.delete_adapter(f"{worker}-{i}") if round_ % 2 else None
+                        if not round_ % 2:
+                            with pytest.raises(EdgeLoraError, match="loaded already"):
+                                session.load_adapter(paths[i], f"{worker}-{i}")
+                            session.delete_adapter(f"{worker}-{i}")
+            except Exception as error:
+                problems.append(error)
+
+        runners = [threading.Thread(target=run) for _ in range(2)]
+        changers = [threading.Thread(target=change, args=(w,)) for w in range(2)]
+        for thread in runners + changers:
+            thread.start()
+        for thread in changers:
+            thread.join(60)
+        stop.set()
+        for thread in runners:
+            thread.join(10)
+        # One worker may fuse between the other's disable and delete of its own: never an error.
+        assert problems == []
+        assert base in seen
+        assert seen <= allowed
+        session.disable_adapters()
+        assert session.differing_slots() == []
+
+
+def test_ten_adapters_cost_ten_patches(mlp_bundle, make_mlp_adapter):
+    paths = [make_mlp_adapter("sparse", seed) for seed in range(10)]
+    values = sum(d.forms[0].values.size for p in paths for d in Adapter.load(p).deltas.values())
+    with open_bundle(mlp_bundle, threads=1) as session:
+        for i, path in enumerate(paths):
+            session.load_adapter(path, str(i))
+        assert 0 < session.patch_bytes < 40 * values  # old and new value, place, and a little
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_load_gives_the_active_adapter_back_though_its_file_is_gone(
+    route, mlp_bundle, make_mlp_adapter, x, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path / "cache"))
+    path = Path(shutil.copy(make_mlp_adapter("sparse", 1), tmp_path / "a.safetensors"))
+    with open_bundle(mlp_bundle, threads=1, route=route, adapter_budget_bytes=0) as session:
+        session.load_adapter(path, "a")
+        session.set_adapter("a")
+        fused = session.run(x)["output_0"]
+        path.unlink()
+        shutil.rmtree(tmp_path / "cache")
+        session.load_adapter(make_mlp_adapter("sparse", 2), "b")
+        assert session.active_adapters == {"a": 1.0}
+        assert session.run(x)["output_0"].tobytes() == fused.tobytes()
