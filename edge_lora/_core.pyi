@@ -91,10 +91,14 @@ class Image:
         """Declare a slot and where its pristine fp32 weight lies on disk (opened, kept, pread)."""
     def add_alias(self, name: str, alias: str) -> None:
         """Let adapters call a slot (tied weights) by another name too."""
-    def holds(self, name: str, layout: Layout, address: int, nbytes: int) -> bool:
-        """Whether the block holds exactly the slot's pristine weight under ``layout`` (every value compared)."""
-    def add_place(self, name: str, layout: Layout, address: int, nbytes: int) -> None:
-        """Bind a block to the slot; a slot may have several (tied weights). Refused unless ``holds``."""
+    def add_place(self, name: str, layout: Layout, address: int, nbytes: int) -> bool:
+        """Bind a block to the slot if it holds exactly its pristine weight under ``layout``.
+
+        Every value is compared. A slot may have several places (tied weights).
+
+        Returns:
+            Whether it is bound; if not, it holds something else.
+        """
     def compile(self, parts: list[tuple[AdapterFile, float]]) -> Patch:
         """Compile base + sum of weight * adapter. Reads, never writes, the image."""
     def load_patch(self, path: str) -> Patch:

@@ -181,17 +181,10 @@ void BindImage(nb::module_& module) {
           "name"_a, "in_features"_a, "out_features"_a, "file"_a, "offset"_a, "stored"_a)
       .def("add_alias", &Image::AddAlias, "name"_a, "alias"_a)
       .def(
-          "holds",
-          [](Image& image, const std::string& name, std::shared_ptr<const Layout> layout,
-             uintptr_t address, uint64_t nbytes) {
-            return image.Holds(name, std::move(layout), BlockAt(address), nbytes);
-          },
-          "name"_a, "layout"_a, "address"_a, "nbytes"_a, NoGil())
-      .def(
           "add_place",
           [](Image& image, const std::string& name, std::shared_ptr<const Layout> layout,
              uintptr_t address, uint64_t nbytes) {
-            image.AddPlace(name, std::move(layout), BlockAt(address), nbytes);
+            return image.AddPlace(name, std::move(layout), BlockAt(address), nbytes);
           },
           "name"_a, "layout"_a, "address"_a, "nbytes"_a, NoGil())
       .def("compile", &Image::Compile, "parts"_a, NoGil())

@@ -222,19 +222,11 @@ el_status el_image_add_alias(el_image* image, const char* name, const char* alia
   });
 }
 
-el_status el_image_holds(el_image* image, const char* name, const el_layout* layout, float* block,
-                         uint64_t bytes, int32_t* holds) {
-  return Guard([&] {
-    Require(image, name, layout, holds);
-    *holds = image->image.Holds(name, layout->layout, block, bytes) ? 1 : 0;
-  });
-}
-
 el_status el_image_add_place(el_image* image, const char* name, const el_layout* layout,
-                             float* block, uint64_t bytes) {
+                             float* block, uint64_t bytes, int32_t* bound) {
   return Guard([&] {
-    Require(image, name, layout);
-    image->image.AddPlace(name, layout->layout, block, bytes);
+    Require(image, name, layout, bound);
+    *bound = image->image.AddPlace(name, layout->layout, block, bytes) ? 1 : 0;
   });
 }
 

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "dense.h"
+#include "lines.h"
 
 namespace edge_lora {
 namespace {
@@ -89,8 +90,8 @@ std::vector<float> PackPristine(const Slot& slot, const Layout& layout) {
   for (const Rect& rect : slot.pristine.Cut()) {
     slot.pristine.Read(rect, values);
     ForEachTile(rect, [&](const Rect& part) {
-      slot.pristine.TakeTile(values, rect, part, tile);
-      StoreTile(layout, tile, part, block.data());
+      StoreLines(PristineLines(slot.pristine, values, rect, part, tile), layout, part,
+                 block.data());
     });
   }
   return block;

@@ -8,39 +8,42 @@
 namespace edge_lora {
 namespace {
 
-/// total += sum * factor
-inline void Accumulate(const Line& sum, float factor, float* total) {
-  Line line;
-  Load(total, line);
-  Store(line + sum * factor, total);
-}
-
-/// total[k] += (sum over r of b[r] * a[r][k]) * factor, r ascending, every operation rounded.
+/// total[j] += (sum over r of b[r] * a[r][k + j]) * factor, r ascending, every operation rounded.
 ///
 /// Four inputs at a time: with 16 outputs each that is 8 AVX2 accumulators, which hide the latency
 /// of the additions and leave registers for b and a.
-EL_CLONES void AddLowRank(const float* a, size_t pitch, const float* b, uint32_t rank,
-                          size_t inputs, float factor, float* total) {
+template <size_t kStep>
+[[gnu::always_inline]] inline void AddProduct(const Product& product, size_t k,
+                                              Line (&total)[kStep]) {
+  Line sum[kStep] = {};
+  for (uint32_t r = 0; r < product.rank; ++r) {
+    Line b;
+    Load(product.b + r * kLine, b);
+    const float* a = product.a + r * product.pitch + k;
+    for (size_t j = 0; j < kStep; ++j) sum[j] += b * a[j];
+  }
+  for (size_t j = 0; j < kStep; ++j) total[j] += sum[j] * product.factor;
+}
+
+template <size_t kStep>
+[[gnu::always_inline]] inline void AddProductsAt(size_t k, const Product* products, size_t count,
+                                                 const Lines& base, const Lines& to) {
+  Line total[kStep] = {};
+  for (size_t t = 0; t < count; ++t) AddProduct(products[t], k, total);
+  for (size_t j = 0; j < kStep; ++j) {
+    Line line;
+    Load(base.base + base.offset[k + j], line);
+    Store(line + total[j], to.base + to.offset[k + j]);
+  }
+}
+
+/// to = base + sum of the products, held in registers from end to end.
+EL_CLONES void AddProducts(const Product* products, size_t count, size_t inputs, const Lines& base,
+                           const Lines& to) {
   constexpr size_t kStep = 4;
   size_t k = 0;
-  for (; k + kStep <= inputs; k += kStep) {
-    Line sum[kStep] = {};
-    for (uint32_t r = 0; r < rank; ++r) {
-      Line b_line;
-      Load(b + r * kLine, b_line);
-      for (size_t j = 0; j < kStep; ++j) sum[j] += b_line * a[r * pitch + k + j];
-    }
-    for (size_t j = 0; j < kStep; ++j) Accumulate(sum[j], factor, total + (k + j) * kLine);
-  }
-  for (; k < inputs; ++k) {
-    Line sum = {};
-    for (uint32_t r = 0; r < rank; ++r) {
-      Line b_line;
-      Load(b + r * kLine, b_line);
-      sum += b_line * a[r * pitch + k];
-    }
-    Accumulate(sum, factor, total + k * kLine);
-  }
+  for (; k + kStep <= inputs; k += kStep) AddProductsAt<kStep>(k, products, count, base, to);
+  for (; k < inputs; ++k) AddProductsAt<1>(k, products, count, base, to);
 }
 
 EL_CLONES bool AddLines(const float* total, uint64_t inputs, float* tile) {
@@ -125,6 +128,8 @@ double LargestOf(const Values& values) {
 
 DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& rect)
     : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()) {
+  is_low_rank_ = std::ranges::all_of(
+      terms, [](const Term& term) { return std::holds_alternative<LowRank>(term.fields); });
   const uint64_t inputs = rect.k1 - rect.k0;
   const uint64_t outputs = rect.n1 - rect.n0;
   const uint64_t lines = (outputs + kLine - 1) / kLine;
@@ -146,15 +151,40 @@ DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& r
   }
 }
 
+Product DeltaOnRect::ProductOn(size_t term, const Rect& part) const {
+  const Factors& factors = factors_[term];
+  return {factors.a.data() + part.k0 - rect_.k0,
+          factors.b.data() + (part.n0 - rect_.n0) * factors.rank, rect_.k1 - rect_.k0, factors.rank,
+          terms_[term].factor};
+}
+
+void DeltaOnRect::AddTo(const Lines& base, const Rect& part, const Lines& to) const {
+  const uint64_t inputs = part.k1 - part.k0;
+  if (is_low_rank_) {
+    thread_local std::vector<Product> products;
+    products.clear();
+    for (size_t t = 0; t < terms_.size(); ++t) products.push_back(ProductOn(t, part));
+    AddProducts(products.data(), products.size(), inputs, base, to);
+    return;
+  }
+  Tile total;
+  Sum(part, total);
+  Tile tile;
+  const Lines lines = SpacedLines(tile.value[0], kLine, inputs);
+  CopyLines(base, lines, inputs);
+  AddTile(total, inputs, tile);
+  CopyLines(lines, to, inputs);
+}
+
 void DeltaOnRect::Sum(const Rect& part, Tile& total) const {
   const uint64_t inputs = part.k1 - part.k0;
   std::fill_n(total.value[0], inputs * kLine, 0.0F);
   for (size_t t = 0; t < terms_.size(); ++t) {
     const Term& term = terms_[t];
-    if (const Factors& factors = factors_[t]; factors.rank != 0) {
-      const float* a = factors.a.data() + part.k0 - rect_.k0;
-      const float* b = factors.b.data() + (part.n0 - rect_.n0) * factors.rank;
-      AddLowRank(a, rect_.k1 - rect_.k0, b, factors.rank, inputs, term.factor, total.value[0]);
+    if (factors_[t].rank != 0) {
+      const Product product = ProductOn(t, part);
+      const Lines lines = SpacedLines(total.value[0], kLine, inputs);
+      AddProducts(&product, 1, inputs, lines, lines);
     } else if (const auto* sparse = std::get_if<Sparse>(&term.fields)) {
       AddSparse(*sparse, term.factor, shape_, part, total);
     } else if (const auto* block = std::get_if<Block>(&term.fields)) {

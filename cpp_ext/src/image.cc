@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "compile.h"
+#include "lines.h"
 #include "parallel.h"
 #include "patch_file.h"
 #include "sha256.h"
@@ -19,23 +20,14 @@ namespace {
 
 [[noreturn]] void Refuse(const std::string& reason) { throw Error(Code::kInvalidArgument, reason); }
 
-/// Whether two tiles agree to the bit in the lanes that are values.
-bool SameBits(const Tile& a, const Tile& b, const Rect& part) {
-  const size_t width = part.n1 - part.n0;
-  for (uint64_t k = 0; k < part.k1 - part.k0; ++k) {
-    if (std::memcmp(a.value[k], b.value[k], width * sizeof(float)) != 0) return false;
+/// Bits of the largest magnitude: for magnitudes, bits and values are in the same order, and a NaN
+/// comes out above all.
+EL_CLONES uint32_t LargestBits(const float* values, size_t count) {
+  int largest = 0;
+  for (size_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::bit_cast<int>(values[i]) & INT32_MAX);
   }
-  return true;
-}
-
-float LargestIn(const Tile& tile, uint64_t inputs) {
-  float largest = 0;
-  const float* values = tile.value[0];
-  for (uint64_t i = 0; i < inputs * kLine; ++i) {
-    // Not std::max: a NaN must not pass unseen.
-    if (!(std::fabs(values[i]) <= largest)) largest = std::fabs(values[i]);
-  }
-  return largest;
+  return static_cast<uint32_t>(largest);
 }
 
 const DensePart* DenseOf(const Patch* patch, size_t slot) {
@@ -103,46 +95,36 @@ Place Image::CheckedPlace(const Slot& slot, std::shared_ptr<const Layout> layout
 }
 
 bool Image::MatchesOn(const Slot& slot, const Place& place, const Rect& rect,
-                      float* largest) const {
+                      uint32_t* largest) const {
   thread_local std::vector<float> values;
   slot.pristine.Read(rect, values);
+  if (largest != nullptr) *largest = LargestBits(values.data(), values.size());
+  if (place.layout->IsPlain(slot.pristine.stored())) {
+    return slot.pristine.SameRows(values, rect, place.block);
+  }
   Tile wanted;
   Tile found;
   bool same = true;
   ForEachTile(rect, [&](const Rect& part) {
-    if (!same) return;
-    slot.pristine.TakeTile(values, rect, part, wanted);
-    LoadTile(*place.layout, place.block, part, found);
-    same = SameBits(wanted, found, part);
-    if (largest == nullptr) return;
-    const float here = LargestIn(wanted, part.k1 - part.k0);
-    if (!(here <= *largest)) *largest = here;
+    same = same && SameLines(PristineLines(slot.pristine, values, rect, part, wanted),
+                             LoadLines(*place.layout, place.block, part, found), part.k1 - part.k0);
   });
   return same;
 }
 
-bool Image::Matches(const Slot& slot, const Place& place, double* largest) const {
+bool Image::Matches(const Slot& slot, const Place& place, float* largest) const {
   if (!MatchesOn(slot, place, slot.pristine.FirstRow(), nullptr)) return false;
   const std::vector<Rect> rects = slot.pristine.Cut();
-  std::vector<float> largest_of(rects.size());
+  std::vector<uint32_t> largest_of(rects.size());
   std::atomic<bool> same{true};
   ParallelFor(rects.size(), threads_, [&](size_t i) {
     if (same && !MatchesOn(slot, place, rects[i], &largest_of[i])) same = false;
   });
-  for (const float here : largest_of) {
-    if (largest != nullptr && !(here <= *largest)) *largest = here;
-  }
+  if (largest != nullptr) *largest = std::bit_cast<float>(*std::ranges::max_element(largest_of));
   return same;
 }
 
-bool Image::Holds(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
-                  uint64_t bytes) {
-  const std::scoped_lock hold(mutex_);
-  const Slot& slot = Find(name);
-  return Matches(slot, CheckedPlace(slot, std::move(layout), block, bytes), nullptr);
-}
-
-void Image::AddPlace(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
+bool Image::AddPlace(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
                      uint64_t bytes) {
   const std::scoped_lock hold(mutex_);
   Slot& slot = Find(name);
@@ -157,10 +139,11 @@ void Image::AddPlace(const std::string& name, std::shared_ptr<const Layout> layo
       }
     }
   }
-  if (!Matches(slot, place, &slot.largest)) {
-    Refuse("slot '" + name + "': the block does not hold its pristine weight");
-  }
+  float largest = 0;
+  if (!Matches(slot, place, &largest)) return false;
+  slot.largest = largest;
   slot.places.push_back(place);
+  return true;
 }
 
 std::shared_ptr<Patch> Image::Compile(const Parts& parts) {

@@ -53,11 +53,9 @@ class Image {
   void AddAlias(const std::string& name, const std::string& alias);
   void AddSlot(const std::string& name, Shape shape, const std::string& path, uint64_t offset,
                Stored stored);
-  /// Whether the block holds exactly the slot's pristine weight; every value is compared.
-  bool Holds(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
-             uint64_t bytes);
-  /// Binds a block to the slot. Throws Error(kInvalidArgument) unless it Holds the weight.
-  void AddPlace(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
+  /// Binds a block to the slot, if it holds exactly the slot's pristine weight: every value is
+  /// compared. Returns whether it does.
+  bool AddPlace(const std::string& name, std::shared_ptr<const Layout> layout, float* block,
                 uint64_t bytes);
 
   /// Compiles base + sum of weight * adapter. Does not write to the image.
@@ -88,8 +86,8 @@ class Image {
   std::string Signature() const;
   Place CheckedPlace(const Slot& slot, std::shared_ptr<const Layout> layout, float* block,
                      uint64_t bytes) const;
-  bool Matches(const Slot& slot, const Place& place, double* largest) const;
-  bool MatchesOn(const Slot& slot, const Place& place, const Rect& rect, float* largest) const;
+  bool Matches(const Slot& slot, const Place& place, float* largest) const;
+  bool MatchesOn(const Slot& slot, const Place& place, const Rect& rect, uint32_t* largest) const;
 
   const uint64_t number_;
   const int threads_;

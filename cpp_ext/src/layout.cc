@@ -55,6 +55,26 @@ std::shared_ptr<const Layout> Layout::Plain(Shape shape, Stored stored) {
   return layout;
 }
 
+void Layout::Offsets(uint64_t k0, uint64_t k1, uint64_t n, uint32_t* offsets) const {
+  for (uint64_t k = k0; k < k1;) {  // neighbours are mostly of one class
+    const uint8_t shared = class_of_[k];
+    const uint32_t output = OutputsOf(k)[n];
+    for (; k < k1 && class_of_[k] == shared; ++k) *offsets++ = input_[k] + output;
+  }
+}
+
+bool Layout::IsPlain(Stored stored) const {
+  const uint64_t in_step = stored == Stored::kOutIn ? 1 : shape_.out;
+  const uint64_t out_step = stored == Stored::kOutIn ? shape_.in : 1;
+  for (uint64_t k = 0; k < shape_.in; ++k) {
+    if (input_[k] != k * in_step) return false;
+  }
+  for (uint64_t i = 0; i < outputs_.size(); ++i) {
+    if (outputs_[i] != i % shape_.out * out_step) return false;
+  }
+  return true;
+}
+
 void Layout::ProbeValues(Shape shape, Stored stored, float* out) {
   RequireAddressable(shape, shape.size());
   if (shape.size() > kMaxProbe) Refuse(Text(shape) + " has too many values to probe");

@@ -45,9 +45,12 @@ class Layout {
   uint64_t line() const { return line_; }
   /// Whether outputs 16 i … 16 i + 15 lie side by side, for every i and input.
   bool keeps_lines() const { return line_ % 16 == 0 || line_ == shape_.out; }
+  /// Whether a block is row-major, as a weight that is stored so.
+  bool IsPlain(Stored stored) const;
   uint32_t Offset(uint64_t k, uint64_t n) const { return input_[k] + OutputsOf(k)[n]; }
+  /// Writes Offset(k, n) for the inputs [k0, k1).
+  void Offsets(uint64_t k0, uint64_t k1, uint64_t n, uint32_t* offsets) const;
   /// Offset(k, n) is input(k) + OutputsOf(k)[n], modulo 2^32.
-  uint32_t input(uint64_t k) const { return input_[k]; }
   const uint32_t* OutputsOf(uint64_t k) const {
     return outputs_.data() + class_of_[k] * shape_.out;
   }

@@ -1,5 +1,7 @@
 #include "lines.h"
 
+#include <algorithm>
+
 namespace edge_lora {
 namespace {
 
@@ -21,11 +23,11 @@ EL_CLONES void Copy(const Lines& from, const Lines& to, uint64_t inputs) {
   for (uint64_t i = 0; i < inputs; ++i) {
     Line line;
     Load(from.base + from.offset[i], line);
-    Store(line, to.base + to.offset[i]);
+    Stream(line, to.base + to.offset[i]);
   }
 }
 
-bool HoldsWholeLines(const Layout& layout, const Rect& part) {
+bool AreWhole(const Layout& layout, const Rect& part) {
   return part.n1 - part.n0 == kLine && layout.keeps_lines();
 }
 
@@ -38,28 +40,50 @@ Lines SpacedLines(float* base, uint64_t pitch, uint64_t inputs) {
   return lines;
 }
 
-Lines LinesIn(const Layout& layout, float* block, const Rect& part, Tile& tile) {
-  if (!HoldsWholeLines(layout, part)) {
-    return SpacedLines(tile.value[0], kLine, part.k1 - part.k0);
+Lines LoadLines(const Layout& layout, float* block, const Rect& part, Tile& tile) {
+  if (AreWhole(layout, part)) {
+    Lines lines;
+    lines.base = block;
+    layout.Offsets(part.k0, part.k1, part.n0, lines.offset);
+    return lines;
   }
-  Lines lines;
-  lines.base = block;
   for (uint64_t k = part.k0; k < part.k1; ++k) {
-    lines.offset[k - part.k0] = layout.Offset(k, part.n0);
+    float* line = tile.value[k - part.k0];
+    std::fill_n(line, kLine, 0.0F);
+    for (uint64_t n = part.n0; n < part.n1; ++n) line[n - part.n0] = block[layout.Offset(k, n)];
   }
-  return lines;
+  return SpacedLines(tile.value[0], kLine, part.k1 - part.k0);
+}
+
+void StoreLines(const Lines& lines, const Layout& layout, const Rect& part, float* block) {
+  if (AreWhole(layout, part)) {
+    if (lines.base == block) return;
+    Tile unused;
+    CopyLines(lines, LoadLines(layout, block, part, unused), part.k1 - part.k0);
+    return;
+  }
+  for (uint64_t k = part.k0; k < part.k1; ++k) {
+    const float* line = lines.base + lines.offset[k - part.k0];
+    for (uint64_t n = part.n0; n < part.n1; ++n) block[layout.Offset(k, n)] = line[n - part.n0];
+  }
+}
+
+Lines PristineLines(const Pristine& pristine, std::vector<float>& values, const Rect& rect,
+                    const Rect& part, Tile& tile) {
+  const uint64_t inputs = part.k1 - part.k0;
+  if (pristine.stored() == Stored::kInOut && part.n1 - part.n0 == kLine) {
+    const uint64_t pitch = rect.n1 - rect.n0;
+    return SpacedLines(values.data() + (part.k0 - rect.k0) * pitch + part.n0 - rect.n0, pitch,
+                       inputs);
+  }
+  pristine.TakeTile(values, rect, part, tile);
+  return SpacedLines(tile.value[0], kLine, inputs);
 }
 
 bool SameLines(const Lines& a, const Lines& b, uint64_t inputs) { return Same(a, b, inputs); }
 
 void CopyLines(const Lines& from, const Lines& to, uint64_t inputs) { Copy(from, to, inputs); }
 
-void StoreLines(const Lines& lines, const Layout& layout, const Rect& part, float* block) {
-  Tile tile;
-  const Lines to = LinesIn(layout, block, part, tile);
-  if (to.base == lines.base && to.base == block) return;  // they lie there already
-  CopyLines(lines, to, part.k1 - part.k0);
-  if (to.base != block) StoreTile(layout, tile, part, block);
-}
+void FinishCopies() { FinishStreams(); }
 
 }  // namespace edge_lora

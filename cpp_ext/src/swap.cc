@@ -4,6 +4,7 @@
 #include <span>
 
 #include "dense.h"
+#include "lines.h"
 #include "parallel.h"
 
 namespace edge_lora {
@@ -21,25 +22,29 @@ struct Chunk {
 
 void WriteRect(const DenseJob& job, const Rect& rect) {
   const Slot& slot = *job.slot;
+  const Place& first = slot.places[0];
   const std::span<const Term> terms =
       job.part != nullptr ? std::span(job.part->terms) : std::span<const Term>();
   const DeltaOnRect delta(terms, slot.pristine.shape(), rect);
   thread_local std::vector<float> values;
   if (!job.in_place) slot.pristine.Read(rect, values);
-  Tile total;
+  Tile base_tile;
   Tile tile;
   ForEachTile(rect, [&](const Rect& part) {
+    Lines lines = LoadLines(*first.layout, first.block, part, tile);
     if (job.in_place) {
-      LoadTile(*slot.places[0].layout, slot.places[0].block, part, tile);
+      delta.AddTo(lines, part, lines);
     } else {
-      slot.pristine.TakeTile(values, rect, part, tile);
+      const Lines base = PristineLines(slot.pristine, values, rect, part, base_tile);
+      if (terms.empty()) {
+        lines = base;
+      } else {
+        delta.AddTo(base, part, lines);
+      }
     }
-    if (!terms.empty()) {
-      delta.Sum(part, total);
-      AddTile(total, part.k1 - part.k0, tile);
-    }
-    for (const Place& place : slot.places) StoreTile(*place.layout, tile, part, place.block);
+    for (const Place& place : slot.places) StoreLines(lines, *place.layout, part, place.block);
   });
+  FinishCopies();
 }
 
 }  // namespace
@@ -70,7 +75,10 @@ uint64_t WriteDense(const std::vector<DenseJob>& jobs, int threads) {
   std::vector<Piece> pieces;
   uint64_t elements = 0;
   for (const DenseJob& job : jobs) {
-    for (const Rect& rect : job.slot->pristine.Cut()) pieces.push_back({&job, rect});
+    const Pristine& pristine = job.slot->pristine;
+    for (const Rect& rect : job.in_place ? pristine.CutInPlace() : pristine.Cut()) {
+      pieces.push_back({&job, rect});
+    }
     elements += job.slot->pristine.shape().size() * job.slot->places.size();
   }
   ParallelFor(pieces.size(), threads, [&](size_t i) { WriteRect(*pieces[i].job, pieces[i].rect); });

@@ -1,6 +1,7 @@
 #include "tile.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace edge_lora {
 namespace {
@@ -10,6 +11,19 @@ namespace {
 constexpr uint64_t kShortSide = 128;
 // Bounds the buffer of a thread to 256 * 4096 fp32, 4 MiB.
 constexpr uint64_t kLongSide = 4096;
+// Inputs of a rectangle that is changed where it lies: the factors of rank 16 for them fit L1, and
+// converting the factors for the outputs is little beside so many inputs.
+constexpr uint64_t kInputsInPlace = 256;
+
+std::vector<Rect> CutBy(Shape shape, uint64_t k_step, uint64_t n_step) {
+  std::vector<Rect> rects;
+  for (uint64_t k = 0; k < shape.in; k += k_step) {
+    for (uint64_t n = 0; n < shape.out; n += n_step) {
+      rects.push_back({k, std::min(k + k_step, shape.in), n, std::min(n + n_step, shape.out)});
+    }
+  }
+  return rects;
+}
 
 }  // namespace
 
@@ -25,34 +39,42 @@ void Pristine::RequireWhole() const {
 
 std::vector<Rect> Pristine::Cut() const {
   const bool along_outputs = stored_ == Stored::kInOut;
-  const uint64_t k_step = along_outputs ? kShortSide : kLongSide;
-  const uint64_t n_step = along_outputs ? kLongSide : kShortSide;
-  std::vector<Rect> rects;
-  for (uint64_t k = 0; k < shape_.in; k += k_step) {
-    for (uint64_t n = 0; n < shape_.out; n += n_step) {
-      rects.push_back({k, std::min(k + k_step, shape_.in), n, std::min(n + n_step, shape_.out)});
-    }
-  }
-  return rects;
+  return CutBy(shape_, along_outputs ? kShortSide : kLongSide,
+               along_outputs ? kLongSide : kShortSide);
+}
+
+std::vector<Rect> Pristine::CutInPlace() const { return CutBy(shape_, kInputsInPlace, kLongSide); }
+
+Pristine::Runs Pristine::RunsOf(const Rect& rect) const {
+  const uint64_t height = rect.k1 - rect.k0;
+  const uint64_t width = rect.n1 - rect.n0;
+  const bool along_outputs = stored_ == Stored::kInOut;
+  const uint64_t rows = along_outputs ? height : width;
+  const uint64_t length = along_outputs ? width : height;
+  const uint64_t pitch = along_outputs ? shape_.out : shape_.in;
+  const uint64_t first = along_outputs ? rect.k0 * pitch + rect.n0 : rect.n0 * pitch + rect.k0;
+  if (length == pitch) return {first, 1, length * rows, pitch};  // whole rows are one piece
+  return {first, rows, length, pitch};
 }
 
 void Pristine::Read(const Rect& rect, std::vector<float>& values) const {
-  const uint64_t height = rect.k1 - rect.k0;
-  const uint64_t width = rect.n1 - rect.n0;
-  values.resize(height * width);
-  const bool along_outputs = stored_ == Stored::kInOut;
-  uint64_t rows = along_outputs ? height : width;
-  uint64_t run = along_outputs ? width : height;
-  const uint64_t pitch = along_outputs ? shape_.out : shape_.in;
-  const uint64_t first = along_outputs ? rect.k0 * pitch + rect.n0 : rect.n0 * pitch + rect.k0;
-  if (run == pitch) {  // whole rows are one piece
-    run *= rows;
-    rows = 1;
+  const Runs runs = RunsOf(rect);
+  values.resize(runs.count * runs.length);
+  for (uint64_t i = 0; i < runs.count; ++i) {
+    file_->Read(values.data() + i * runs.length, runs.length * sizeof(float),
+                offset_ + (runs.first + i * runs.pitch) * sizeof(float));
   }
-  for (uint64_t row = 0; row < rows; ++row) {
-    file_->Read(values.data() + row * run, run * sizeof(float),
-                offset_ + (first + row * pitch) * sizeof(float));
+}
+
+bool Pristine::SameRows(const std::vector<float>& values, const Rect& rect,
+                        const float* block) const {
+  const Runs runs = RunsOf(rect);
+  bool same = true;
+  for (uint64_t i = 0; same && i < runs.count; ++i) {
+    same = std::memcmp(values.data() + i * runs.length, block + runs.first + i * runs.pitch,
+                       runs.length * sizeof(float)) == 0;
   }
+  return same;
 }
 
 void Pristine::TakeTile(const std::vector<float>& values, const Rect& rect, const Rect& part,
@@ -86,39 +108,6 @@ float Pristine::ReadOne(uint64_t k, uint64_t n) const {
   const uint64_t index = stored_ == Stored::kInOut ? k * shape_.out + n : n * shape_.in + k;
   file_->Read(&value, sizeof value, offset_ + index * sizeof(float));
   return value;
-}
-
-void LoadTile(const Layout& layout, const float* block, const Rect& part, Tile& tile) {
-  const uint64_t width = part.n1 - part.n0;
-  for (uint64_t k = part.k0; k < part.k1; ++k) {
-    float* line = tile.value[k - part.k0];
-    const uint32_t* outputs = layout.OutputsOf(k);
-    const uint32_t first = layout.input(k);
-    if (width == kLine && layout.keeps_lines()) {
-      std::copy_n(block + static_cast<uint32_t>(first + outputs[part.n0]), kLine, line);
-      continue;
-    }
-    std::fill_n(line, kLine, 0.0F);
-    for (uint64_t j = 0; j < width; ++j) {
-      line[j] = block[static_cast<uint32_t>(first + outputs[part.n0 + j])];
-    }
-  }
-}
-
-void StoreTile(const Layout& layout, const Tile& tile, const Rect& part, float* block) {
-  const uint64_t width = part.n1 - part.n0;
-  for (uint64_t k = part.k0; k < part.k1; ++k) {
-    const float* line = tile.value[k - part.k0];
-    const uint32_t* outputs = layout.OutputsOf(k);
-    const uint32_t first = layout.input(k);
-    if (width == kLine && layout.keeps_lines()) {
-      std::copy_n(line, kLine, block + static_cast<uint32_t>(first + outputs[part.n0]));
-      continue;
-    }
-    for (uint64_t j = 0; j < width; ++j) {
-      block[static_cast<uint32_t>(first + outputs[part.n0 + j])] = line[j];
-    }
-  }
 }
 
 }  // namespace edge_lora

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -36,21 +35,35 @@ class Pristine {
       : file_(std::move(file)), offset_(offset), shape_(shape), stored_(stored) {}
 
   Shape shape() const { return shape_; }
+  Stored stored() const { return stored_; }
   const std::string& path() const { return file_->path(); }
   /// Throws Error(kBundle) if the file is too short to hold the weight.
   void RequireWhole() const;
   /// Cuts the weight into rectangles that are long in the direction in which the file runs.
   std::vector<Rect> Cut() const;
+  /// Cuts it into larger ones, for work that reads nothing from the file.
+  std::vector<Rect> CutInPlace() const;
   /// Reads one rectangle, in the order of the file.
   void Read(const Rect& rect, std::vector<float>& values) const;
   /// Takes one tile (outputs n0 … n0 + width) out of what Read gave for `rect`.
   void TakeTile(const std::vector<float>& values, const Rect& rect, const Rect& part,
                 Tile& tile) const;
+  /// Whether `block`, laid out as the file, has the same bits in `rect` as Read gave.
+  bool SameRows(const std::vector<float>& values, const Rect& rect, const float* block) const;
   /// The first row of the file: enough to tell most blocks that hold something else.
   Rect FirstRow() const;
   float ReadOne(uint64_t k, uint64_t n) const;
 
  private:
+  /// `count` runs of `length` values, the first at `first`, `pitch` values from one to the next.
+  struct Runs {
+    uint64_t first;
+    uint64_t count;
+    uint64_t length;
+    uint64_t pitch;
+  };
+  Runs RunsOf(const Rect& rect) const;
+
   std::shared_ptr<const File> file_;
   uint64_t offset_;  // bytes
   Shape shape_;
@@ -67,10 +80,5 @@ void ForEachTile(const Rect& rect, const Work& work) {
     }
   }
 }
-
-/// Copies one tile out of, or into, a block that is packed as `layout`.
-/// Lanes past the last output are zero after a load and ignored by a store.
-void LoadTile(const Layout& layout, const float* block, const Rect& part, Tile& tile);
-void StoreTile(const Layout& layout, const Tile& tile, const Rect& part, float* block);
 
 }  // namespace edge_lora

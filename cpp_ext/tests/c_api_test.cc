@@ -36,18 +36,19 @@ int main() {
 
   const std::vector<float> base = {1, 2, 3, 4, 5, 6};
   std::vector<float> block = base;
+  std::vector<float> other = {1, 2, 3, 4, 5, 7};
   WriteTo(path, BytesOf(base));
   el_image* image = nullptr;
   el_layout* layout = nullptr;
   el_patch* patch = nullptr;
-  int32_t holds = 0;
+  int32_t bound = -1;
   CHECK(el_image_open(0, &image) == EL_INVALID_ARGUMENT);
   CHECK(el_image_open(1, &image) == EL_OK);
   CHECK(el_image_add_slot(image, "w", 2, 3, path.c_str(), 4, EL_STORED_OI) == EL_BUNDLE);
   CHECK(el_image_add_slot(image, "w", 2, 3, path.c_str(), 0, EL_STORED_OI) == EL_OK);
   CHECK(el_layout_plain(2, 3, EL_STORED_OI, &layout) == EL_OK);
-  CHECK(el_image_holds(image, "w", layout, block.data(), 24, &holds) == EL_OK && holds == 1);
-  CHECK(el_image_add_place(image, "w", layout, block.data(), 24) == EL_OK);
+  CHECK(el_image_add_place(image, "w", layout, other.data(), 24, &bound) == EL_OK && bound == 0);
+  CHECK(el_image_add_place(image, "w", layout, block.data(), 24, &bound) == EL_OK && bound == 1);
   el_layout_free(layout);
   const double weight = 1.0;
   CHECK(el_image_compile(image, &adapter, &weight, 1, &patch) == EL_OK);

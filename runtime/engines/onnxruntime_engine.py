@@ -94,9 +94,10 @@ class OnnxRuntimeEngine:
         for slot, array in self._ours.items():
             out_features, in_features = matrix_shape(self._manifest.slots[slot].shape)
             layout = Layout.plain(in_features, out_features, self._manifest.stored[slot].layout)
-            image.add_place(slot, layout, array.ctypes.data, array.nbytes)
+            if not image.add_place(slot, layout, array.ctypes.data, array.nbytes):
+                missing.append(f"{slot}: the file changed while it was read")
         if self.route == "packed":
-            missing = bind_packed_blocks(image, self._manifest, self.version)
+            missing += bind_packed_blocks(image, self._manifest, self.version)
         if missing:
             raise UnsupportedError(
                 list_all("packed weights not found in the engine's memory", missing)

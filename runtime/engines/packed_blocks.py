@@ -63,11 +63,11 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[s
             continue
         out_features, in_features = matrix_shape(slot.shape)
         layout = packed_layout(in_features, out_features, version)
-        address = _find(image, name, layout, free)
+        address = _bind(image, name, layout, free)
         if address is None:
             problems.append(f"{name}: no block holds its weight")
         else:
-            image.add_place(name, layout, address, free.pop(address))
+            del free[address]
     return problems
 
 
@@ -104,10 +104,10 @@ def _probe(in_features: int, out_features: int) -> Layout:
     )
 
 
-def _find(image: Image, name: str, layout: Layout, free: dict[int, int]) -> int | None:
-    """Return the address of the block that holds the slot's weight, or None."""
+def _bind(image: Image, name: str, layout: Layout, free: dict[int, int]) -> int | None:
+    """Bind the block that holds the slot's weight and return its address, or None."""
     least = layout.elements * 4
     for address, size in free.items():
-        if least <= size < least + 4096 and image.holds(name, layout, address, size):
+        if least <= size < least + 4096 and image.add_place(name, layout, address, size):
             return address
     return None

@@ -70,8 +70,7 @@ class Packed:
         out_features, in_features = self.shape
         image.add_slot(self.name, in_features, out_features, str(self.path), 12, self.stored)
         for layout, _, block in self.places:
-            assert image.holds(self.name, layout, address_of(block), block.nbytes)
-            image.add_place(self.name, layout, address_of(block), block.nbytes)
+            assert image.add_place(self.name, layout, address_of(block), block.nbytes)
 
     def blocks(self):
         return [block.copy() for _, _, block in self.places]

@@ -64,9 +64,8 @@ def test_patched_is_rebuilt_and_undone_is_base(shape, tmp_path):
     (tmp_path / "w").write_bytes(np.ascontiguousarray(weight.T).tobytes())
     image = native.Image(1)
     image.add_slot("w", in_features, out_features, str(tmp_path / "w"), 0, "io")
-    held = [block for block in blocks if image.holds("w", layout, *block)]
+    held = [block for block in blocks if image.add_place("w", layout, *block)]
     assert len(held) == 1
-    image.add_place("w", layout, *held[0])
 
     x = rng.standard_normal((3, in_features)).astype(np.float32)
     base = session.run(None, {"x": x})[0]

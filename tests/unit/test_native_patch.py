@@ -232,16 +232,14 @@ def test_wrong_blocks_and_weights_are_refused(tmp_path):
     layout, _, block = slot.places[0]
     image = native.Image(1)
     with pytest.raises(NativeError, match="no slot 'w'"):
-        image.holds("w", layout, block.ctypes.data, block.nbytes)
+        image.add_place("w", layout, block.ctypes.data, block.nbytes)
     image.add_slot("w", 20, 16, str(slot.path), 12, "io")
     block[7] += 1
-    assert not image.holds("w", layout, block.ctypes.data, block.nbytes)
-    with pytest.raises(NativeError, match="pristine"):
-        image.add_place("w", layout, block.ctypes.data, block.nbytes)
+    assert not image.add_place("w", layout, block.ctypes.data, block.nbytes)
     with pytest.raises(NativeError, match="cannot hold"):
-        image.holds("w", layout, block.ctypes.data, block.nbytes - 4)
+        image.add_place("w", layout, block.ctypes.data, block.nbytes - 4)
     with pytest.raises(NativeError, match="different shapes"):
-        image.holds("w", native.Layout.plain(16, 20, "oi"), block.ctypes.data, block.nbytes)
+        image.add_place("w", native.Layout.plain(16, 20, "oi"), block.ctypes.data, block.nbytes)
     with pytest.raises(NativeError, match="'oi' or 'io'"):
         native.Layout.plain(16, 20, "ii")
     with pytest.raises(NativeError, match="threads"):

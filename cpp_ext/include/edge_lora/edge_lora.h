@@ -139,12 +139,10 @@ EL_API el_status el_image_add_slot(el_image* image, const char* name, uint64_t i
                                    el_stored stored);
 /// Lets adapters call a slot by another name too.
 EL_API el_status el_image_add_alias(el_image* image, const char* name, const char* alias);
-/// `*holds` becomes 1 if the block holds exactly the slot's pristine weight, else 0.
-EL_API el_status el_image_holds(el_image* image, const char* name, const el_layout* layout,
-                                float* block, uint64_t bytes, int32_t* holds);
-/// Binds a block to the slot; refused unless it holds the weight.
+/// Binds a block to the slot if it holds exactly the slot's pristine weight; `*bound` becomes 1, or
+/// 0 if it holds something else.
 EL_API el_status el_image_add_place(el_image* image, const char* name, const el_layout* layout,
-                                    float* block, uint64_t bytes);
+                                    float* block, uint64_t bytes, int32_t* bound);
 /// Compiles base + sum of weights[i] * adapters[i]. The adapters may be closed afterwards.
 EL_API el_status el_image_compile(el_image* image, const el_adapter* const* adapters,
                                   const double* weights, size_t count, el_patch** patch);
