@@ -127,7 +127,7 @@ def _read(path: Path) -> Adapter:
     if not isinstance(header, dict):
         raise AdapterFileError(
             "a safetensors file, but not an edge_lora adapter (no 'edge_lora' header). "
-            "Convert a PEFT folder with: edge-lora convert DIR -o adapter.safetensors"
+            "Train one with: edge-lora train"
         )
     version = header.get("edge_lora")
     if type(version) is not int or version != FORMAT_VERSION:

@@ -226,7 +226,7 @@ void AdapterFile::Parse() {
   if (text == file_.metadata.end()) {
     Refuse(
         "a safetensors file, but not an edge_lora adapter (no 'edge_lora' header). "
-        "Convert a PEFT folder with: edge-lora convert DIR -o adapter.safetensors");
+        "Train one with: edge-lora train");
   }
   const Json header = ParseStrict(text->second);
   if (!header.is_object()) Refuse("its edge_lora header is not an object");

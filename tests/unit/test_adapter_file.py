@@ -172,7 +172,7 @@ def test_plain_safetensors_are_told_how_to_convert(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"x": normal(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterFileError, match="edge-lora convert"):
+    with pytest.raises(AdapterFileError, match="edge-lora train"):
         Adapter.load(tmp_path / "x.safetensors")
 
 
