@@ -18,7 +18,7 @@ from edge_lora.cli.output import json_option, print_json, print_table, report
     help="Folder for the bundle, the report and the picture.",
 )
 @click.option("--train", help="Train this skill's adapter here first (roman, iso-date, home).")
-@click.option("--steps", type=click.IntRange(1), help="Of --train. Default: the recipe's.")
+@click.option("--steps", type=click.IntRange(1), help="Of --train. Default: 150.")
 @click.option("--examples", default=40, show_default=True, type=click.IntRange(1), help="A skill.")
 @click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 @json_option
