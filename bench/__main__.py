@@ -15,7 +15,8 @@ def main(names: list[str]) -> int:
     failed = 0
     for name in names or FIGURES:
         print(f"\n## {name}\n", flush=True)
-        failed += subprocess.run([sys.executable, "-m", f"bench.{name}"], check=False).returncode != 0
+        done = subprocess.run([sys.executable, "-m", f"bench.{name}"], check=False)
+        failed += done.returncode != 0
     return failed
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a real bundle, made-up adapters of known size, and one way to print."""
+"""What the benchmarks share: a real bundle, made-up adapters of known size, one way to print."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def report(name: str, rows: Sequence[Mapping[str, object]], note: str = "") -> N
         print(f"| {' | '.join(_cell(row[c]) for c in columns)} |")
     where = device()
     print(
-        f"\n{where['processor']}, {where['cores']} cores, onnxruntime {where['onnxruntime']}. {note}"
+        f"\n{where['processor']}, {where['cores']} cores, "
+        f"onnxruntime {where['onnxruntime']}. {note}"
     )
     RESULTS.mkdir(exist_ok=True)
     record = {"device": where, "note": note, "rows": [dict(row) for row in rows]}

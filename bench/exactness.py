@@ -1,4 +1,4 @@
-"""Fused outputs against sessions built from merged weights, and the base after a long random walk."""
+"""Fused outputs against sessions over merged weights, and the base after a long random walk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of a 1 % SHiRA file of SmolLM2-135M per entry, against 2 bytes of value + 1 byte of index."""
+"""Bytes per entry of a 1 % SHiRA file of SmolLM2-135M, against 2 of value and 1 of index."""
 
 from __future__ import annotations
 

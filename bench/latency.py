@@ -1,4 +1,4 @@
-"""Inference of the base under our allocator, and with a fused adapter, against a plain ONNX Runtime session."""
+"""Inference under our allocator, base and fused adapter, against a plain ONNX Runtime session."""
 
 from __future__ import annotations
 

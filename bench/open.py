@@ -1,4 +1,4 @@
-"""Open a bundle (verify, create, find every packed weight, self-test) against creating a plain session."""
+"""Open a bundle (verify, create, find packed weights, self-test) against a plain session."""
 
 from __future__ import annotations
 

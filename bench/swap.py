@@ -1,7 +1,7 @@
-"""Switch all linear layers of SmolLM2-135M: against a bare loop, PEFT's merge, and reloading the engine.
+"""Switch all linear layers of SmolLM2-135M: against a bare loop, PEFT's merge, and reloading.
 
-The bare loop is ``cpp_ext/bench/exchange_loop.cc``: it exchanges the same values with the same memory
-and does nothing else. Everything runs in turn in one process.
+The bare loop is ``cpp_ext/bench/exchange_loop.cc``: it exchanges the same values with the
+same memory and does nothing else. Everything runs in turn in one process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +23,9 @@ from edge_lora.bases import load_model
 from edge_lora.native import live_blocks
 from edge_lora.runtime import Session, open_bundle
 from edge_lora.runtime.bench.measure import Samples, time_once
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 KINDS = ("random1", "line1", "lora16")
 
@@ -57,10 +60,10 @@ def main(threads: int = 2, runs: int = 15) -> None:
             "adapter": kind,
             "swap ms": median[kind],
             "undo ms": median[f"undo {kind}"],
-            "bare loop ms": median.get(f"bare {kind}", "–"),
+            "bare loop ms": median.get(f"bare {kind}", "-"),
             "swap / bare loop": median[kind] / median[f"bare {kind}"]
             if f"bare {kind}" in median
-            else "–",
+            else "-",
             "PEFT LoRA r16 merge / swap": median["peft"] / median[kind],
             "ORT reload / swap": median["reload"] / median[kind],
             "ORT reload, not prepacked / swap": median["reload unpacked"] / median[kind],
@@ -76,7 +79,7 @@ def main(threads: int = 2, runs: int = 15) -> None:
     )
 
 
-def _peft_lora() -> Any:
+def _peft_lora() -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)

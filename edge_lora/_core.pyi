@@ -16,10 +16,10 @@ def cpu_features() -> str:
     """Stable name of what the kernels may use here, for cache keys ("x86_64 avx2 avx512f")."""
 
 def allocator_status() -> str:
-    """"registered", "not registered", or why the engine refused our allocator."""
+    """Return "registered", "not registered", or why the engine refused our allocator."""
 
 def live_blocks() -> list[tuple[int, int, bool]]:
-    """(address, bytes, reserved) of every block that the engine holds from our allocator, by address."""
+    """(address, bytes, reserved) of every block the engine holds from us, by address."""
 
 def allocator_stats() -> dict[str, int]:
     """reserved_bytes, runtime_bytes, cached_bytes, hits, misses."""
@@ -34,14 +34,14 @@ class AdapterFile:
     @property
     def nbytes(self) -> int: ...
     def low_rank(self, slot: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """All low-rank forms of a slot stacked for an unfused run, or None if the slot has other forms.
+        """All low-rank forms of a slot stacked for an unfused run; None if it has other forms.
 
         Returns a (in_features, rank) and b (rank, out_features), fp32, each form's scale and the
         adapter's alpha folded into b.
         """
 
 class Layout:
-    """Where element (in k, out n) of a weight lies in a block, in elements: a permutation with padding."""
+    """Where element (in k, out n) of a weight lies in a block: a permutation with padding."""
 
     @staticmethod
     def plain(in_features: int, out_features: int, stored: Stored) -> Layout: ...
@@ -68,11 +68,14 @@ class Patch:
     def nbytes(self) -> int: ...
     @property
     def changed(self) -> int:
-        """Values whose bits differ from the base (0 means: no effect). Low-rank parts count all values of the slot."""
+        """Values whose bits differ from the base (0: no effect).
+
+        Low-rank parts count all values of the slot.
+        """
     @property
     def slots(self) -> list[str]: ...
     def save(self, path: str) -> None:
-        """Write to a cache file, atomically. Refused while the patch is in: it then holds the base."""
+        """Write to a cache file, atomically; refused while the patch is in (it holds the base)."""
 
 class SwapStats:
     @property
@@ -108,7 +111,10 @@ class Image:
     @property
     def active(self) -> Patch | None: ...
     def poke(self, name: str, index: int, value: float) -> float:
-        """Exchange one value (flat index in (out, in)) in all its places; returns the old one. For self-tests."""
+        """Exchange one value (flat index in (out, in)) in all its places, for self-tests.
+
+        Returns the old value.
+        """
     def differing_slots(self) -> list[str]:
         """Slots whose bytes are not the pristine weight's (empty: the base, to the bit)."""
     def sha256(self) -> str:

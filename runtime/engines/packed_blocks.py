@@ -1,8 +1,8 @@
 """Find ONNX Runtime's packed weights in the memory that it took from our allocator.
 
-The layout of a packed weight is the kernel's own business and differs between processors. It is read
-off a one-node session that packs a weight whose values name their positions, once per shape, and
-cached. A block of the real session belongs to a slot if *every* value of it is the slot's value in
+The layout of a packed weight is the kernel's own business and differs between processors. It is
+read off a one-node session that packs a weight whose values name their positions, once per shape,
+and cached. A block of the real session belongs to a slot if *every* value of it is the slot's value in
 that layout; nothing is assumed that was not compared.
 """
 
@@ -13,12 +13,12 @@ from collections import Counter
 from functools import lru_cache
 
 import onnxruntime as ort
-from edge_lora.native import Image, Layout
 
 from edge_lora import native
 from edge_lora.bundle import Manifest, StoredSlot
 from edge_lora.errors import UnsupportedError
 from edge_lora.forms import matrix_shape
+from edge_lora.native import Image, Layout
 from edge_lora.runtime.cache import cache_key, cached_bytes
 from edge_lora.runtime.engines.one_node import matmul_model
 
@@ -50,7 +50,7 @@ def opt_in(options: ort.SessionOptions) -> None:
 
 
 def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[str]:
-    """Bind every slot that the engine packs to its block; return what was not found, or is ambiguous."""
+    """Bind every slot that the engine packs to its block; return what is not found or ambiguous."""
     problems = []
     twins = Counter(slot.sha256 for slot in manifest.slots.values())
     free = {address: size for address, size, reserved in native.live_blocks() if reserved}
@@ -73,7 +73,7 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[s
 
 @lru_cache(maxsize=256)
 def packed_layout(in_features: int, out_features: int, version: str) -> Layout:
-    """Return where the engine puts each value of a packed fp32 (in, out) weight on this processor."""
+    """Return where the engine puts each value of a packed fp32 (in, out) weight here."""
     key = cache_key("onnxruntime", version, native.cpu_features(), "f32", in_features, out_features)
     return Layout.from_bytes(
         cached_bytes("layouts", key, lambda: _probe(in_features, out_features).to_bytes())
