@@ -1,4 +1,4 @@
-"""The demo: export a real language model once, then switch skills under it and measure everything."""
+"""The demo: export a real language model once, switch skills under it, measure everything."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The layout of a packed weight is the kernel's own business and differs between processors. It is
 read off a one-node session that packs a weight whose values name their positions, once per shape,
-and cached. A block of the real session belongs to a slot if *every* value of it is the slot's value in
-that layout; nothing is assumed that was not compared.
+and cached. A block of the real session belongs to a slot if *every* value of it is the slot's
+value in that layout; nothing is assumed that was not compared.
 """
 
 from __future__ import annotations
