@@ -109,6 +109,8 @@ class PatchPool:
         """Keep patches for ``image``, whose layout and content ``image_key`` names."""
         self._image, self._image_key, self._budget = image, image_key, budget_bytes
         self._patches: dict[str, Patch] = {}  # in order of last use
+        self._hashes: dict[str, frozenset[str]] = {}  # key -> content hashes of its adapters
+        self._passing: set[str] = set()  # scaled and composed: kept only while they are in use
         self._pinned = ""
 
     @property
@@ -125,6 +127,9 @@ class PatchPool:
         key = self.key(parts)
         patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
         self._patches[key] = patch
+        self._hashes[key] = frozenset(adapter.content_hash for adapter, _ in parts)
+        if [weight for _, weight in parts] != [1.0]:
+            self._passing.add(key)
         self._shrink()
         return patch
 
@@ -133,9 +138,15 @@ class PatchPool:
         self._pinned = self.key(parts) if parts else ""
         self._shrink()
 
-    def drop(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
-        """Forget one patch in memory; the file in the cache stays."""
-        self._patches.pop(self.key(parts), None)
+    def drop(self, adapter: LoadedAdapter) -> None:
+        """Forget in memory every patch with ``adapter`` in it; the files in the cache stay."""
+        for key in [k for k, hashes in self._hashes.items() if adapter.content_hash in hashes]:
+            self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        self._patches.pop(key, None)
+        self._hashes.pop(key, None)
+        self._passing.discard(key)
 
     def _from_disk(self, key: str) -> Patch | None:
         path = cache_folder("patches") / key
@@ -160,10 +171,10 @@ class PatchPool:
         return patch
 
     def _shrink(self) -> None:
-        if self._budget is None or not self._patches:
+        if not self._patches:
             return
         newest = next(reversed(self._patches))
         for key in [k for k in self._patches if k not in (newest, self._pinned)]:
-            if self.nbytes <= self._budget:
-                return
-            del self._patches[key]
+            over = self._budget is not None and self.nbytes > self._budget
+            if over or key in self._passing:
+                self._forget(key)

@@ -1,4 +1,4 @@
-"""Inputs and outputs bound to memory once, for many calls without copies."""
+"""Inputs bound to memory once, for many calls without copies."""
 
 from __future__ import annotations
 

@@ -6,11 +6,13 @@ not at all. ``EDGE_LORA_CACHE`` names another folder.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -19,27 +21,31 @@ PATCH_BUDGET_BYTES = 1 << 30  # compiled patches are the only large files; oldes
 
 
 def cache_folder(kind: str) -> Path:
-    """Return (and make) the folder for one kind of derived file."""
+    """Return (and make) the folder for one kind of derived file.
+
+    Where the user's cache cannot be written, as on a read-only system, a temporary folder of this
+    process stands in.
+    """
     root = os.environ.get("EDGE_LORA_CACHE") or platformdirs.user_cache_dir("edge-lora")
     folder = Path(root) / kind
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        folder = Path(_temporary_root()) / kind
+        folder.mkdir(exist_ok=True)
     return folder
+
+
+@lru_cache(maxsize=1)
+def _temporary_root() -> str:
+    root = tempfile.mkdtemp(prefix="edge-lora-")
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return root
 
 
 def cache_key(*parts: object) -> str:
     """Return a file name that is the sha256 of ``parts``, which must be JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def cached_bytes(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
-    """Return the cached bytes, or make and keep them; an unwritable cache is no error."""
-    path = cache_folder(kind) / key
-    try:
-        return path.read_bytes()
-    except OSError:
-        data = make()
-        store_bytes(path, data)
-        return data
 
 
 def store_bytes(path: Path, data: bytes) -> None:

@@ -38,12 +38,16 @@ class FusedWeights(Protocol):
     def keep(self, parts: Parts) -> None:
         """Hold what a ``swap`` back to ``parts`` needs, so that it cannot fail."""
 
-    def forget(self, parts: Parts) -> None:
-        """Free what ``prepare`` keeps."""
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """Free what ``prepare`` keeps of an adapter."""
 
     @property
     def nbytes(self) -> int:
         """Memory kept beside the base."""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a failed switch left weights that are neither the old nor the new ones."""
 
     def differing_slots(self) -> list[str]:
         """Slots whose weights in use are not the base's; empty: the base, to the bit."""
@@ -68,10 +72,12 @@ class PatchedWeights:
             out_features, in_features = matrix_shape(slot.shape)
             path = str(folder / place.file)
             self.image.add_slot(name, in_features, out_features, path, place.offset, place.layout)
+            for alias in slot.aliases:
+                self.image.add_alias(name, alias)
         engine.bind(self.image)
         key = cache_key(
             manifest.fingerprint,
-            list(manifest.slots),
+            [[n, p.offset, manifest.files[p.file].sha256] for n, p in manifest.stored.items()],
             engine.version,
             engine.route,
             native.cpu_features(),
@@ -91,14 +97,19 @@ class PatchedWeights:
         """Pin the compiled patch."""
         self._pool.pin(parts)
 
-    def forget(self, parts: Parts) -> None:
-        """Drop the compiled patch from memory."""
-        self._pool.drop(parts)
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """Drop its compiled patches from memory."""
+        self._pool.drop(adapter)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the compiled patches."""
         return self._pool.nbytes
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a switch failed and could not be taken back."""
+        return self.image.damaged
 
     def differing_slots(self) -> list[str]:
         """Compare every value in use with the bundle's file."""
@@ -138,13 +149,18 @@ class ReloadedWeights:
         """Hold the merged weights that are in use."""
         self._kept = (parts, self._active)
 
-    def forget(self, parts: Parts) -> None:
+    def forget(self, adapter: LoadedAdapter) -> None:
         """Nothing else is kept."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the merged weights of the active adapters."""
         return sum(weight.nbytes for weight in self._active.values())
+
+    @property
+    def damaged(self) -> bool:
+        """Never: the old session stays until the new one stands."""
+        return False
 
     def differing_slots(self) -> list[str]:
         """Slots that the session was last built with other values for."""

@@ -67,12 +67,15 @@ class Decoder:
             self.ids[row, length - len(prompt) :] = prompt
             self.mask[row, length - len(prompt) :] = 1
         self.rebuilds = 0
-        self._state = session.state_id
+        self._state = session.state_with(adapter)
         self._cached = 0  # positions whose keys and values are in the cache
         self._cache: dict[str, object] = {}
 
     def step(self) -> NDArray[np.float32]:
         """Run what the cache does not hold yet; returns the last logits (batch, vocab)."""
+        most = int(self._session.manifest.config.get("context_length") or self.ids.shape[1])
+        if self.ids.shape[1] > most:
+            raise UnsupportedError(f"{self.ids.shape[1]} tokens, the model takes at most {most}")
         with self._session.held() as engine:
             self._follow_swap()
             if not self._cached:
@@ -98,7 +101,7 @@ class Decoder:
         self.mask = np.concatenate([self.mask, np.ones_like(tokens)[:, None]], axis=1)
 
     def _follow_swap(self) -> None:
-        state = self._session.state_id
+        state = self._session.state_with(self._adapter)
         if state == self._state:
             return
         if self._on_swap == "refuse" and self._cached:

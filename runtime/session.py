@@ -74,6 +74,7 @@ class Session:
         self._active: tuple[tuple[str, float], ...] = ()
         self._canary = canary_feeds(manifest)
         self._closed = False
+        self._broken = False  # a switch failed half way: the weights are no adapter's
         self._engine: Engine = open_engine(engine, folder, manifest, route, threads)
         try:
             self._weights = self._fuse(threads, adapter_budget_bytes)
@@ -124,8 +125,13 @@ class Session:
     @property
     def state_id(self) -> str:
         """Hash of base + active adapters + weights: the key for caches that depend on them."""
+        return self.state_with(None)
+
+    def state_with(self, adapter: str | None) -> str:
+        """Return ``state_id`` for calls that also run with ``adapter`` unfused."""
         active = [(self._loaded[name].content_hash, weight) for name, weight in self._active]
-        return cache_key(self.manifest.fingerprint, active)
+        unfused = self._require_loaded(adapter).content_hash if adapter else None
+        return cache_key(self.manifest.fingerprint, active, unfused)
 
     def run(self, inputs: Arrays, adapter: str | None = None) -> dict[str, NDArray[np.generic]]:
         """Run the graph once.
@@ -173,7 +179,8 @@ class Session:
     ) -> str:
         """Continue a text; greedy, or nucleus sampling if ``top_p`` is given.
 
-        For batches, token ids and timings see :func:`edge_lora.runtime.generate`.
+        For batches, token ids and timings see
+        :func:`edge_lora.runtime.generate.generate`.
         """
         from edge_lora.runtime.generate import generate
         from edge_lora.runtime.sampling import greedy, nucleus
@@ -258,7 +265,7 @@ class Session:
                 raise UnsupportedError(
                     f"adapter {name!r} is fused; call disable_adapters() or set another one first"
                 )
-            self._weights.forget([(loaded, 1.0)])
+            self._weights.forget(loaded)
             with self._lock.exclusive():
                 self._unfused.pop(name, None)
                 del self._loaded[name]
@@ -314,17 +321,25 @@ class Session:
             self._weights.prepare(parts)  # may compile: not while runs wait
         with self._lock.exclusive():
             start = perf_counter()
-            written = self._weights.swap(parts)
+            written = self._swap(parts)
             ms = (perf_counter() - start) * 1e3
             self._active = active
             self._weights.keep(parts)
         return SwapStats(ms, written, self.route)
 
+    def _swap(self, parts: Parts) -> int:
+        """Swap; if that failed and could not be taken back, nothing may run any more."""
+        try:
+            return self._weights.swap(parts)
+        except EdgeLoraError:
+            self._broken = self._weights.damaged
+            raise
+
     def _prove_effect(self, loaded: LoadedAdapter) -> None:
         """Compile ``loaded`` and run a canary with and without it; nobody else sees either."""
         parts = [(loaded, 1.0)]
         if not self._weights.prepare(parts):
-            self._weights.forget(parts)
+            self._weights.forget(loaded)
             raise NoEffectError(
                 f"adapter {loaded.name!r} has no effect: not one of the base's values would "
                 "change. Its values are zero, or too small to matter in the base's precision. "
@@ -336,14 +351,14 @@ class Session:
         now = self._parts(self._active)
         with self._lock.exclusive():
             try:
-                self._weights.swap([])
+                self._swap([])
                 base = self._engine.run(self._canary)
-                self._weights.swap(parts)
+                self._swap(parts)
                 adapted = self._engine.run(self._canary)
             finally:
-                self._weights.swap(now)
+                self._swap(now)
         if same(base, adapted):
-            self._weights.forget(parts)
+            self._weights.forget(loaded)
             raise NoEffectError(
                 f"adapter {loaded.name!r} has no effect: its values differ from the base's, but a "
                 "canary run gives the base's output to the bit. Train it longer, or adapt slots "
@@ -373,6 +388,11 @@ class Session:
     def _require_open(self) -> None:
         if self._closed:
             raise UnsupportedError(f"the session over '{self.folder}' is closed")
+        if self._broken:
+            raise UnsupportedError(
+                f"a switch of the session over '{self.folder}' failed half way, so its weights are "
+                "no adapter's; open the bundle again"
+            )
 
     def check_inputs(self, inputs: Arrays, partial: bool = False) -> None:
         """Raise UnsupportedError that lists every input that is unknown, missing or unfit.

@@ -24,7 +24,7 @@ def verify_once(folder: Path, manifest: Manifest) -> None:
     except (OSError, ValueError):
         pass
     verify_files(folder, manifest)
-    store_bytes(note, json.dumps(_stamp(folder, manifest)).encode())
+    store_bytes(note, json.dumps(stamp).encode())  # as it was before the hashing
 
 
 def _stamp(folder: Path, manifest: Manifest) -> list[list[object]] | None:
@@ -35,6 +35,6 @@ def _stamp(folder: Path, manifest: Manifest) -> list[list[object]] | None:
         except OSError:
             return None
         stamp.append(
-            [name, stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_mode, record.sha256]
+            [name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, record.sha256]
         )
     return stamp

@@ -25,7 +25,9 @@ from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
 from edge_lora.runtime.engines.packed_blocks import (
     bind_packed_blocks,
+    changing_blocks,
     is_packed,
+    make_session,
     opt_in,
     require_allocator,
 )
@@ -72,12 +74,17 @@ class OnnxRuntimeEngine:
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run once; outputs are owned by the caller."""
-        return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        return self._named(self._session.run, feeds)
 
     def run_values(self, feeds: Mapping[str, object]) -> dict[str, object]:
         """Run once on OrtValues, without copies."""
-        values = self._session.run_with_ort_values(self._names, dict(feeds))
-        return dict(zip(self._names, values, strict=True))
+        return self._named(self._session.run_with_ort_values, feeds)
+
+    def _named(self, run: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        try:
+            return dict(zip(self._names, run(self._names, dict(feeds)), strict=True))
+        except Exception as error:  # ONNX Runtime raises a dozen types without a common base
+            raise UnsupportedError(f"ONNX Runtime refused this run: {error}") from error
 
     def value(self, array: NDArray[np.generic]) -> object:
         """Return an OrtValue over ``array``, which must be contiguous and stay alive."""
@@ -97,7 +104,7 @@ class OnnxRuntimeEngine:
             if not image.add_place(slot, layout, array.ctypes.data, array.nbytes):
                 missing.append(f"{slot}: the file changed while it was read")
         if self.route == "packed":
-            missing += bind_packed_blocks(image, self._manifest, self.version)
+            missing += bind_packed_blocks(image, self._manifest, self.version, self._blocks)
         if missing:
             raise UnsupportedError(
                 list_all("packed weights not found in the engine's memory", missing)
@@ -116,7 +123,8 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Free the session, then the weights that it reads."""
-        del self._session
+        with changing_blocks:
+            del self._session
         self._values.clear()
         self._ours.clear()
 
@@ -138,14 +146,17 @@ class OnnxRuntimeEngine:
             options.add_initializer(self._manifest.stored[slot].initializer, value)
         model = self._folder / "onnx" / "model.onnx"
         try:
-            session = ort.InferenceSession(
-                str(model),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=disabled,
+            session, self._blocks = make_session(
+                lambda: ort.InferenceSession(
+                    str(model),
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=disabled,
+                )
             )
         except Exception as error:  # ONNX Runtime raises a dozen types without a common base
-            raise BundleError(f"ONNX Runtime cannot open '{model}': {error}") from error
+            kind = BundleError if self.route == "reload" else UnsupportedError  # others may work
+            raise kind(f"ONNX Runtime cannot open '{model}': {error}") from error
         return session, values
 
     def _read(self, slot: str) -> NDArray[np.float32]:

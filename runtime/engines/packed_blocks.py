@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 
 import onnxruntime as ort
 
 from edge_lora import native
 from edge_lora.bundle import Manifest, StoredSlot
-from edge_lora.errors import UnsupportedError
+from edge_lora.errors import EdgeLoraError, UnsupportedError
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
-from edge_lora.runtime.cache import cache_key, cached_bytes
+from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
 from edge_lora.runtime.engines.one_node import matmul_model
 
 # Operators that pack a constant fp32 weight; the engine folds a Transpose away and packs behind it.
+Blocks = dict[int, int]
+"""Address -> bytes."""
+
 _PACKING = {"MatMul", "Gemm", "Transpose"}
-_probing = threading.Lock()  # a probe looks for the blocks that appeared meanwhile
+# Held while a session of ours is made or freed, so that the blocks that appear are its own: another
+# session over the same base holds blocks with the same bytes.
+changing_blocks = threading.RLock()
 
 
 def is_packed(place: StoredSlot) -> bool:
@@ -49,11 +55,27 @@ def opt_in(options: ort.SessionOptions) -> None:
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
-def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[str]:
-    """Bind every slot that the engine packs to its block; return what is not found or ambiguous."""
+def make_session(make: Callable[[], ort.InferenceSession]) -> tuple[ort.InferenceSession, Blocks]:
+    """Call ``make`` and return its session, with the long-lived blocks that the session took."""
+    with changing_blocks:
+        before = {address for address, _, _ in native.live_blocks()}
+        session = make()
+        live = native.live_blocks()
+    return session, {a: size for a, size, reserved in live if reserved and a not in before}
+
+
+def bind_packed_blocks(image: Image, manifest: Manifest, version: str, blocks: Blocks) -> list[str]:
+    """Bind every slot that the engine packs to its block; return what is not found or ambiguous.
+
+    Args:
+        image: What to bind to.
+        manifest: Of the bundle.
+        version: Of the engine.
+        blocks: Those of this session and no other.
+    """
     problems = []
     twins = Counter(slot.sha256 for slot in manifest.slots.values())
-    free = {address: size for address, size, reserved in native.live_blocks() if reserved}
+    free = dict(blocks)
     for name, place in manifest.stored.items():
         if not set(place.operators) & _PACKING:
             continue
@@ -75,9 +97,19 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str) -> list[s
 def packed_layout(in_features: int, out_features: int, version: str) -> Layout:
     """Return where the engine puts each value of a packed fp32 (in, out) weight here."""
     key = cache_key("onnxruntime", version, native.cpu_features(), "f32", in_features, out_features)
-    return Layout.from_bytes(
-        cached_bytes("layouts", key, lambda: _probe(in_features, out_features).to_bytes())
-    )
+    path = cache_folder("layouts") / key
+    try:
+        return _of_shape(Layout.from_bytes(path.read_bytes()), in_features, out_features)
+    except (OSError, EdgeLoraError):  # not there, or damaged: made again
+        layout = _probe(in_features, out_features)
+        store_bytes(path, layout.to_bytes())
+        return layout
+
+
+def _of_shape(layout: Layout, in_features: int, out_features: int) -> Layout:
+    if layout.elements < in_features * out_features:
+        raise UnsupportedError("the cached layout is of another shape")
+    return layout
 
 
 def _probe(in_features: int, out_features: int) -> Layout:
@@ -85,19 +117,22 @@ def _probe(in_features: int, out_features: int) -> Layout:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     opt_in(options)
-    with _probing:
-        before = {address for address, _, _ in native.live_blocks()}
-        session = ort.InferenceSession(
-            matmul_model(values), options, providers=["CPUExecutionProvider"]
+    model = matmul_model(values)
+    with changing_blocks:
+        session, blocks = make_session(
+            lambda: ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         )
-        new = [b for b in native.live_blocks() if b[0] not in before and b[1] >= values.nbytes]
         problems = []
-        for address, size, _ in new:
-            try:
-                return Layout.from_probe(address, size, in_features, out_features)
-            except UnsupportedError as error:
-                problems.append(str(error))
-        del session  # its block had to live until here
+        try:
+            for address, size in blocks.items():
+                if size < values.nbytes:
+                    continue
+                try:
+                    return Layout.from_probe(address, size, in_features, out_features)
+                except UnsupportedError as error:
+                    problems.append(str(error))
+        finally:
+            del session  # its block had to live until here
     raise UnsupportedError(
         f"ONNX Runtime's packing of a ({in_features}, {out_features}) weight is not readable here: "
         f"{'; '.join(problems) or 'no packed block appeared'}"

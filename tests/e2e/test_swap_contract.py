@@ -209,3 +209,55 @@ def test_state_id_names_the_content(session, make_adapter):
     assert len(ids) == 5
     session.disable_adapters()
     assert session.state_id == base
+
+
+def test_two_sessions_of_one_bundle_do_not_touch_each_other(bundle, make_adapter, feeds):
+    with open_bundle(bundle, threads=2, route="packed") as first:
+        base = first.run(feeds)
+        with open_bundle(bundle, threads=2, route="packed") as second:
+            for session, kind in ((first, "sparse"), (second, "low_rank")):
+                session.load_adapter(make_adapter(kind), "skill")
+            first.set_adapter("skill")
+            assert_equal_bits(second.run(feeds), base)
+            one = first.run(feeds)
+            second.set_adapter("skill")
+            assert_equal_bits(first.run(feeds), one)
+        assert_equal_bits(first.run(feeds), one)
+        first.disable_adapters()
+        assert_equal_bits(first.run(feeds), base)
+
+
+def test_a_slot_may_be_called_by_its_alias(session, make_adapter, tmp_path):
+    import dataclasses
+
+    adapter = Adapter.load(make_adapter("sparse", slots="model.embed_tokens.weight"))
+    (delta,) = adapter.deltas.values()
+    path = dataclasses.replace(adapter, deltas={"lm_head.weight": delta}).save(tmp_path / "a.st")
+    session.load_adapter(path, "head")
+    assert session.set_adapter("head").bytes > 0
+    session.disable_adapters()
+    assert session.differing_slots() == []
+
+
+def test_deleting_an_adapter_frees_all_its_patches(session, make_adapter):
+    session.load_adapter(make_adapter("sparse", 1), "a")
+    once = session.patch_bytes
+    for weight in (0.1, 0.2, 0.3, 0.4):
+        session.set_adapter("a", weight)
+    if session.route != "reload":
+        assert session.patch_bytes <= 2 * once + 1000
+    session.disable_adapters()
+    session.delete_adapter("a")
+    assert session.patch_bytes == 0
+
+
+def test_a_damaged_layout_cache_is_made_again(bundle, tmp_path, monkeypatch):
+    from edge_lora.runtime.engines.packed_blocks import packed_layout
+
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path))
+    for content in (None, b"", b"junk"):
+        for path in (tmp_path / "layouts").glob("*"):
+            path.write_bytes(content or b"")
+        packed_layout.cache_clear()
+        open_bundle(bundle, threads=1, route="packed").close()
+    assert all(path.stat().st_size > 100 for path in (tmp_path / "layouts").iterdir())

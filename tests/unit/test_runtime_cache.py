@@ -1,6 +1,6 @@
 import pytest
 
-from edge_lora.runtime.cache import cache_folder, cache_key, cached_bytes, store_bytes, trim
+from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes, trim
 
 
 @pytest.fixture(autouse=True)
@@ -8,15 +8,13 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path / "cache"))
 
 
-def test_bytes_are_made_once():
-    made = []
-
-    def make() -> bytes:
-        made.append(1)
-        return b"layout"
-
-    assert [cached_bytes("layouts", "k", make) for _ in range(3)] == [b"layout"] * 3
-    assert made == [1]
+def test_a_root_that_cannot_be_made_gives_a_temporary_one(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path / "file" / "below"))
+    folder = cache_folder("patches")
+    store_bytes(folder / "a", b"1")
+    assert (folder / "a").read_bytes() == b"1"
+    assert tmp_path not in folder.parents
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path):

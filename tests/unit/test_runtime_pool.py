@@ -174,7 +174,7 @@ def test_the_budget_holds_after_any_walk(budget, tmp_path):
         @rule(pick=st.integers(0, 4))
         def drop(self, pick):
             if self.pool.nbytes:
-                self.pool.drop([(adapters[pick], 1.0)])
+                self.pool.drop(adapters[pick])
 
         @invariant()
         def within_budget(self):
