@@ -70,7 +70,7 @@ class Patch:
     def changed(self) -> int:
         """Values whose bits differ from the base (0: no effect).
 
-        Low-rank parts count all values of the slot.
+        Low-rank parts count all values of the slot, or none where the delta is zero.
         """
     @property
     def slots(self) -> list[str]: ...
@@ -110,6 +110,13 @@ class Image:
         """Take the active patch out and put ``patch`` in (None: the base), as one step."""
     @property
     def active(self) -> Patch | None: ...
+    @property
+    def damaged(self) -> bool:
+        """Whether a swap failed and could not be undone.
+
+        The weights are then a mixture: every later call but ``close`` raises, and the engine must
+        not be run any more.
+        """
     def poke(self, name: str, index: int, value: float) -> float:
         """Exchange one value (flat index in (out, in)) in all its places, for self-tests.
 

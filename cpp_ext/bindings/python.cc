@@ -191,6 +191,7 @@ void BindImage(nb::module_& module) {
       .def("load_patch", &Image::LoadPatch, "path"_a, NoGil())
       .def("swap", &Image::Swap, "patch"_a.none(), NoGil())
       .def_prop_ro("active", &Image::active)
+      .def_prop_ro("damaged", &Image::is_damaged)
       .def("poke", &Image::Poke, "name"_a, "index"_a, "value"_a)
       .def("differing_slots", &Image::DifferingSlots, NoGil())
       .def("sha256", &Image::Sha256, NoGil())

@@ -259,6 +259,13 @@ el_status el_image_swap(el_image* image, el_patch* patch, el_swap_stats* stats) 
   });
 }
 
+el_status el_image_damaged(el_image* image, int32_t* damaged) {
+  return Guard([&] {
+    Require(image, damaged);
+    *damaged = image->image.is_damaged() ? 1 : 0;
+  });
+}
+
 el_status el_image_poke(el_image* image, const char* name, uint64_t index, float value,
                         float* old) {
   return Guard([&] {

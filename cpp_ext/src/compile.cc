@@ -188,7 +188,8 @@ CompiledSlot CompileSlot(const Slot& slot, uint32_t number, const std::vector<We
   }
   constexpr double kSafe = 3e38;  // fp32 ends at 3.4e38; the margin is far above any rounding
   if (!(slot.largest + BoundOf(compiled.dense) < kSafe)) RequireFinite(slot, compiled.dense);
-  compiled.changed = slot.pristine.shape().size();
+  // A zero may lose its sign, which no result shows.
+  compiled.changed = IsZero(compiled.dense) ? 0 : slot.pristine.shape().size();
   return compiled;
 }
 

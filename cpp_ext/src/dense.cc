@@ -124,6 +124,16 @@ double LargestOf(const Values& values) {
   return largest;
 }
 
+/// A number that no value of a delta, before its factor, exceeds in magnitude.
+double LargestOf(const Fields& fields) {
+  if (const auto* low_rank = std::get_if<LowRank>(&fields)) {
+    return low_rank->rank * LargestOf(low_rank->a) * LargestOf(low_rank->bt);
+  }
+  if (const auto* sparse = std::get_if<Sparse>(&fields)) return LargestOf(sparse->values);
+  if (const auto* block = std::get_if<Block>(&fields)) return LargestOf(block->values);
+  return LargestOf(std::get<Dense>(fields).values);
+}
+
 }  // namespace
 
 DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& rect)
@@ -202,19 +212,14 @@ bool AddTile(const Tile& total, uint64_t inputs, Tile& tile) {
 double BoundOf(std::span<const Term> terms) {
   double bound = 0;
   for (const Term& term : terms) {
-    double largest = 0;
-    if (const auto* low_rank = std::get_if<LowRank>(&term.fields)) {
-      largest = low_rank->rank * LargestOf(low_rank->a) * LargestOf(low_rank->bt);
-    } else if (const auto* sparse = std::get_if<Sparse>(&term.fields)) {
-      largest = LargestOf(sparse->values);
-    } else if (const auto* block = std::get_if<Block>(&term.fields)) {
-      largest = LargestOf(block->values);
-    } else {
-      largest = LargestOf(std::get<Dense>(term.fields).values);
-    }
-    bound += largest * std::max(1.0, std::fabs(static_cast<double>(term.factor)));
+    bound += LargestOf(term.fields) * std::max(1.0, std::fabs(static_cast<double>(term.factor)));
   }
   return bound;
+}
+
+bool IsZero(std::span<const Term> terms) {
+  return std::ranges::all_of(
+      terms, [](const Term& term) { return term.factor == 0 || LargestOf(term.fields) == 0; });
 }
 
 }  // namespace edge_lora

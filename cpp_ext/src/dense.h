@@ -53,4 +53,7 @@ bool AddTile(const Tile& total, uint64_t inputs, Tile& tile);
 /// A number that no value of the sum, nor any number met on the way, exceeds in magnitude.
 double BoundOf(std::span<const Term> terms);
 
+/// Whether every number that the terms sum up is zero (true means zero, false means nothing).
+bool IsZero(std::span<const Term> terms);
+
 }  // namespace edge_lora

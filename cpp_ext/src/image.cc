@@ -240,24 +240,36 @@ SwapStats Image::Swap(const std::shared_ptr<Patch>& next) {
     rollback.push_back({&slots_[i], old_part, false});
     slots_[i].pristine.RequireWhole();
   }
-  // Exchanges cannot fail; they enclose the only step that can.
-  if (active_) stats.bytes += ExchangeAll(*active_, slots_, threads_);
+  // All that takes memory comes before the first write, but for the dense step: exchanges, which
+  // cannot fail, enclose it.
+  const ExchangePlan take_out = PlanExchange(active_.get());
+  const DensePlan write = PlanDense(jobs);
+  const DensePlan write_back = PlanDense(rollback);
+  const ExchangePlan put_in = PlanExchange(next.get());
+  is_damaged_ = true;  // until the last step is done, or the first one undone
+  ExchangeAll(take_out, slots_, threads_);
   try {
-    stats.bytes += WriteDense(jobs, threads_);
+    WriteDense(write, threads_);
   } catch (...) {
-    is_damaged_ = true;
-    WriteDense(rollback, threads_);
-    if (active_) ExchangeAll(*active_, slots_, threads_);
+    WriteDense(write_back, 1);  // one thread needs the least memory
+    ExchangeAll(take_out, slots_, threads_);
     is_damaged_ = false;
     throw;
   }
-  if (next) stats.bytes += ExchangeAll(*next, slots_, threads_);
+  ExchangeAll(put_in, slots_, threads_);
+  is_damaged_ = false;
+  stats.bytes = take_out.bytes + write.bytes + put_in.bytes;
   if (active_) active_->is_in = false;
   if (next) next->is_in = true;
   active_ = next;
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
   stats.ms = took.count();
   return stats;
+}
+
+bool Image::is_damaged() {
+  const std::scoped_lock hold(mutex_);
+  return is_damaged_;
 }
 
 std::shared_ptr<Patch> Image::active() {

@@ -63,8 +63,11 @@ class Image {
   /// Reads a patch that was saved for an equal image.
   std::shared_ptr<Patch> LoadPatch(const std::string& path);
   /// Takes the active patch out and puts `next` in (null: the base), as one step. On an error the
-  /// image is as it was before.
+  /// image is as it was before, or damaged.
   SwapStats Swap(const std::shared_ptr<Patch>& next);
+  /// Whether a swap failed and could not be undone: the weights are a mixture, every later call
+  /// but Close throws, and the engine must not be run any more.
+  bool is_damaged();
   std::shared_ptr<Patch> active();
 
   /// Exchanges one value, at a flat index in (out, in), in all places; returns the old one.

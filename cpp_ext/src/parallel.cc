@@ -3,14 +3,13 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 namespace edge_lora {
 
-void ParallelFor(size_t count, int threads, const std::function<void(size_t)>& work) {
+void RunParallel(size_t count, int threads, const std::function<void(size_t)>& work) {
   std::atomic<size_t> next{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
@@ -26,8 +25,8 @@ void ParallelFor(size_t count, int threads, const std::function<void(size_t)>& w
   std::vector<std::jthread> helpers;
   try {
     for (int t = 1; t < threads && std::cmp_less(t, count); ++t) helpers.emplace_back(drain);
-  } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
-    // No more threads to be had: those that started and this one do the work.
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
+    // No more threads or memory to be had: those that started and this one do the work.
   }
   drain();
   helpers.clear();  // joins

@@ -14,12 +14,6 @@ namespace {
 // few enough to keep all threads busy to the end.
 constexpr size_t kChunk = 16384;
 
-struct Chunk {
-  ExchangePart* part;
-  size_t begin;
-  size_t end;
-};
-
 void WriteRect(const DenseJob& job, const Rect& rect) {
   const Slot& slot = *job.slot;
   const Place& first = slot.places[0];
@@ -49,40 +43,41 @@ void WriteRect(const DenseJob& job, const Rect& rect) {
 
 }  // namespace
 
-uint64_t ExchangeAll(Patch& patch, const std::vector<Slot>& slots, int threads) {
-  std::vector<Chunk> chunks;
-  uint64_t elements = 0;
-  for (ExchangePart& part : patch.exchanges) {
+ExchangePlan PlanExchange(Patch* patch) {
+  ExchangePlan plan;
+  if (patch == nullptr) return plan;
+  for (ExchangePart& part : patch->exchanges) {
     const size_t runs = kChunk / part.run;
     for (size_t begin = 0; begin < part.offsets.size(); begin += runs) {
-      chunks.push_back({&part, begin, std::min(begin + runs, part.offsets.size())});
+      plan.chunks.push_back({&part, begin, std::min(begin + runs, part.offsets.size())});
     }
-    elements += part.values.size();
+    plan.bytes += part.values.size() * sizeof(float);
   }
-  ParallelFor(chunks.size(), threads, [&](size_t i) {
-    const Chunk& chunk = chunks[i];
-    const Slot& slot = slots[chunk.part->slot];
-    Exchange(*chunk.part, chunk.begin, chunk.end, slot.places[chunk.part->place].block);
-  });
-  return elements * sizeof(float);
+  return plan;
 }
 
-uint64_t WriteDense(const std::vector<DenseJob>& jobs, int threads) {
-  struct Piece {
-    const DenseJob* job;
-    Rect rect;
-  };
-  std::vector<Piece> pieces;
-  uint64_t elements = 0;
+void ExchangeAll(const ExchangePlan& plan, const std::vector<Slot>& slots, int threads) {
+  ParallelFor(plan.chunks.size(), threads, [&](size_t i) {
+    const auto& [part, begin, end] = plan.chunks[i];
+    Exchange(*part, begin, end, slots[part->slot].places[part->place].block);
+  });
+}
+
+DensePlan PlanDense(const std::vector<DenseJob>& jobs) {
+  DensePlan plan;
   for (const DenseJob& job : jobs) {
     const Pristine& pristine = job.slot->pristine;
     for (const Rect& rect : job.in_place ? pristine.CutInPlace() : pristine.Cut()) {
-      pieces.push_back({&job, rect});
+      plan.pieces.push_back({job, rect});
     }
-    elements += job.slot->pristine.shape().size() * job.slot->places.size();
+    plan.bytes += pristine.shape().size() * job.slot->places.size() * sizeof(float);
   }
-  ParallelFor(pieces.size(), threads, [&](size_t i) { WriteRect(*pieces[i].job, pieces[i].rect); });
-  return elements * sizeof(float);
+  return plan;
+}
+
+void WriteDense(const DensePlan& plan, int threads) {
+  ParallelFor(plan.pieces.size(), threads,
+              [&](size_t i) { WriteRect(plan.pieces[i].job, plan.pieces[i].rect); });
 }
 
 }  // namespace edge_lora

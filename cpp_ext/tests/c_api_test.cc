@@ -64,6 +64,9 @@ int main() {
   CHECK(el_image_swap(image, nullptr, nullptr) == EL_OK && block == base);
   CHECK(el_image_sha256(image, hex) == EL_OK && hex[64] == 0);
   CHECK(edge_lora::Sha256Hex(base.data(), 24) == hex);
+  int32_t damaged = -1;
+  CHECK(el_image_damaged(image, &damaged) == EL_OK && damaged == 0);
+  CHECK(el_image_damaged(nullptr, &damaged) == EL_INVALID_ARGUMENT);
   el_image_close(image);
   unlink(path.c_str());
 }

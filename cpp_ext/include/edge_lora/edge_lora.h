@@ -148,8 +148,11 @@ EL_API el_status el_image_compile(el_image* image, const el_adapter* const* adap
                                   const double* weights, size_t count, el_patch** patch);
 EL_API el_status el_image_load_patch(el_image* image, const char* path, el_patch** patch);
 /// Takes the active patch out and puts `patch` in (null: the base), as one step. On a failure the
-/// image is as it was. `stats` may be null.
+/// image is as it was, or damaged. `stats` may be null.
 EL_API el_status el_image_swap(el_image* image, el_patch* patch, el_swap_stats* stats);
+/// `*damaged` becomes 1 if a swap failed and could not be undone, else 0. The weights of a damaged
+/// image are a mixture: every later call fails, and the session must not be run any more.
+EL_API el_status el_image_damaged(el_image* image, int32_t* damaged);
 /// Exchanges one value at a flat (out, in) index in all places; for self-tests. `old` may be null.
 EL_API el_status el_image_poke(el_image* image, const char* name, uint64_t index, float value,
                                float* old);
