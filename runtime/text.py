@@ -23,8 +23,8 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     path = folder / "tokenizer" / "tokenizer.json"
     if not path.is_file():
         raise BundleError(
-            f"bundle '{folder}' has no tokenizer; give token ids to edge_lora.runtime.generate(), "
-            "or export again with tokenizer=…"
+            f"bundle '{folder}' has no tokenizer; give token ids to "
+            "edge_lora.runtime.generate.generate(), or export again with tokenizer=…"
         )
     try:
         from tokenizers import Tokenizer

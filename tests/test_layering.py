@@ -17,7 +17,6 @@ ENGINES = {"onnxruntime", "executorch"}
 
 MAY_IMPORT = {
     "nouns": {"nouns"},
-    "interop": {"nouns", "interop"},
     "native": {"nouns", "native"},
     "methods": {"nouns", "methods"},
     "training": {"nouns", "methods", "training"},
@@ -27,11 +26,10 @@ MAY_IMPORT = {
     "demo": {"nouns", "demo", "bases", "methods", "training", "export", "runtime"},
     "cli": {
         "nouns", "native", "methods", "training", "bases", "export", "runtime", "demo", "cli",
-        "interop",
     },
 }  # fmt: skip
 """Layer -> the layers that it may import."""
-LIGHT = {"nouns", "interop", "native", "runtime", "cli"}
+LIGHT = {"nouns", "native", "runtime", "cli"}
 """Layers that load without torch: it may appear inside functions of the command line only."""
 
 
