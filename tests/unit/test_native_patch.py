@@ -93,6 +93,28 @@ def test_composition_is_the_reference_sum(tmp_path):
     np.testing.assert_array_equal(image.merged("w"), slot.weight)
 
 
+def test_a_low_rank_delta_of_zero_changes_nothing(tmp_path):
+    shape = (32, 70)
+    slot = Packed(tmp_path, shape)
+    image, some = image_of(slot), forms(shape, np.float32)
+    a, b = some["low rank"].a, some["low rank"].b
+
+    def changed(these, weight=1.0):
+        patch = image.compile([(adapter_file(tmp_path, {"w": these}, {"w": shape}), weight)])
+        image.swap(patch)
+        np.testing.assert_equal((image.merged("w") != slot.weight).any(), patch.changed > 0)
+        return patch.changed
+
+    no_b, no_a = LowRank(a, np.zeros_like(b)), LowRank(np.zeros_like(a), b)
+    assert changed([no_b]) == changed([no_a]) == changed([no_b, no_a]) == 0
+    assert changed([some["low rank"]], 0.0) == 0
+    assert changed([no_b, some["low rank"]]) == changed([no_b, some["sparse"]]) == 32 * 70
+    one = b * 0
+    one[-1, -1] = 1
+    assert changed([LowRank(a, one)]) == 32 * 70
+    assert not image.damaged
+
+
 def test_compiling_reads_the_base_whatever_is_in(tmp_path):
     shape = (32, 40)
     slot = Packed(tmp_path, shape)
