@@ -19,7 +19,7 @@ JOBS   ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := check
-.PHONY: demo test check fmt lint types cpp asan tsan bench fuzz clean
+.PHONY: demo test check fmt lint tidy types cpp asan tsan bench fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edge-lora demo $(ARGS)
@@ -40,6 +40,17 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/codespell
 
+# Slower than the other linters. The bindings are not part of the dev build: their headers are named.
+tidy: $(VENV)/.dev
+	$(BIN)/cmake -S cpp_ext --preset dev
+	printf '%s\n' cpp_ext/src/*.cc | xargs -P $(JOBS) -n 4 \
+	  $(BIN)/clang-tidy --quiet -p build/cpp-dev
+	$(BIN)/clang-tidy --quiet -p build/cpp-dev cpp_ext/bindings/python.cc \
+	  --extra-arg=-I$(CURDIR)/cpp_ext/src --extra-arg=-I$(CURDIR)/cpp_ext/include \
+	  $$($(BIN)/python -c 'import nanobind, sysconfig; \
+	  print(*("--extra-arg=-isystem" + p for p in \
+	  (nanobind.include_dir(), sysconfig.get_path("include"))))')
+
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
@@ -57,8 +68,10 @@ build-%: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python -m bench $(ARGS)
 
-fuzz: build-dev
-	build/cpp-dev/fuzz/adapter_file_fuzz 60
+# Mutates small adapters for a minute under the sanitizers.
+fuzz: build-asan
+	$(BIN)/python cpp_ext/fuzz/make_corpus.py build/fuzz-corpus
+	build/cpp-asan/fuzz/adapter_file_fuzz 60 build/fuzz-corpus
 
 clean:
 	rm -rf build $(VENV)
