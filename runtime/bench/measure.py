@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
+# Threads of an engine go on spinning for a while after a run, on the cores that the next one needs.
+SETTLE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def interleave(
             for name, action in actions.items():
                 if before and name in before:
                     before[name]()
+                sleep(SETTLE_S)
                 ms = time_once(action)
                 if i >= warm_up:
                     times[name].append(ms)
