@@ -14,18 +14,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
+from edge_lora.bundle_fields import (
+    MAX_AXIS,
+    axes,
+    canary,
+    collect,
+    digest,
+    mapping,
+    member,
+    natural,
+    require_keys,
+    sequence,
+    symbolic_axes,
+    text,
+    texts,
+)
 from edge_lora.errors import BundleError, list_all
-from edge_lora.slots import Slot, SlotTable
+from edge_lora.forms import VALUE_DTYPES
+from edge_lora.slots import Slot, SlotKind, SlotTable
 
 FORMAT_VERSION = (1, 0)
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a slot takes about 400 bytes: room for 100,000 of them
+Task = Literal["causal-lm", "generic"]
+Layout = Literal["oi", "io"]
+_GRAPH_DTYPES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "bfloat16", "float32", "float64",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class StoredSlot:
 
     file: str
     offset: int
-    layout: Literal["oi", "io"]
+    layout: Layout
     initializer: str
     operators: tuple[str, ...] = ()
     lora_inputs: tuple[str, str] | None = None
@@ -91,11 +114,12 @@ class Manifest:
             floating inputs that it leaves out may be drawn at random.
         producer: Versions of what made the bundle.
         extra: Unknown optional keys, kept.
+        base_slots: How many slots the fingerprint covers; 0 if the manifest does not say.
     """
 
     base_id: str
     fingerprint: str
-    task: Literal["causal-lm", "generic"]
+    task: Task
     slots: SlotTable
     stored: Mapping[str, StoredSlot]
     inputs: tuple[TensorSpec, ...]
@@ -105,12 +129,17 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)
     producer: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    base_slots: int = 0
+
+
+_KNOWN = {f.name for f in fields(Manifest)} | {"edge_lora_bundle", "base"}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write ``bundle.json`` atomically and return its path."""
-    fields = {
-        "base": {"id": manifest.base_id, "fingerprint": manifest.fingerprint},
+    count = {"slots": manifest.base_slots} if manifest.base_slots else {}
+    document = {
+        "base": {"id": manifest.base_id, "fingerprint": manifest.fingerprint, **count},
         "task": manifest.task,
         "slots": [
             {**asdict(slot), "stored": asdict(manifest.stored[slot.name])}
@@ -123,7 +152,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     }
     path = folder / MANIFEST
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **fields}, indent=1))
+    part.write_text(json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **document}, indent=1))
     os.replace(part, path)
     return path
 
@@ -132,8 +161,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read ``bundle.json``.
 
     Raises:
-        BundleError: If it is missing, too large, not JSON, of an unknown version or incomplete, or
-            if it names a file outside the folder.
+        BundleError: If it is missing, too large, not JSON, of an unknown version or if a field
+            is missing or not what it must be; lists every one.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -149,13 +178,9 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise BundleError(f"bundle '{folder}': {MANIFEST} cannot be read: {error}") from error
     _require_known_version(Path(folder), raw)
     try:
-        manifest = _parse(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"bundle '{folder}': {MANIFEST} is damaged: {type(error).__name__}: {error}"
-        ) from error
-    _require_inside(Path(folder), manifest)
-    return manifest
+        return _parse(raw)
+    except (BundleError, RecursionError) as error:
+        raise BundleError(f"bundle '{folder}' is damaged: {MANIFEST}: {error}") from error
 
 
 def _require_known_version(folder: Path, raw: object) -> None:
@@ -168,53 +193,165 @@ def _require_known_version(folder: Path, raw: object) -> None:
 
 
 def _parse(raw: dict[str, Any]) -> Manifest:
-    del raw["edge_lora_bundle"]
-    base, records, stored, slots = raw.pop("base"), raw.pop("slots"), {}, []
-    for record in records:
-        place = record.pop("stored")
-        pair = place.pop("lora_inputs", None)
-        operators = tuple(place.pop("operators", ()))
-        slot = Slot(
-            **{**record, "shape": tuple(record["shape"]), "aliases": tuple(record["aliases"])}
-        )
-        slots.append(slot)
-        stored[slot.name] = StoredSlot(
-            **place, operators=operators, lora_inputs=(str(pair[0]), str(pair[1])) if pair else None
-        )
-    specs = {
-        key: tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in raw.pop(key))
-        for key in ("inputs", "outputs")
+    """Return the manifest; raise BundleError that lists everything that is not as it must be."""
+    problems: list[str] = []
+    base = collect(problems, _read_base, raw)
+    task = collect(problems, text, raw.get("task"), "task", "bundle", get_args(Task))
+    files = _read_files(raw.get("files"), problems)
+    slots, stored = _read_slots(raw.get("slots"), files, problems)
+    specs = {key: _read_specs(raw.get(key), key, problems) for key in ("inputs", "outputs")}
+    maps = {
+        key: collect(problems, mapping, raw.get(key, {}), key, "bundle") or {}
+        for key in ("parity", "config", "producer")
     }
+    for key, kind, must in (("parity", int | float, "number"), ("producer", str, "text")):
+        for name, value in maps[key].items():
+            if not isinstance(value, kind) or isinstance(value, bool):
+                problems.append(f"{key}: {name!r} is {value!r:.60}, must be a {must}")
+    collect(problems, _check_config, maps["config"])
+    if problems or base is None or task is None:
+        raise BundleError(list_all("not as it must be", problems))
     return Manifest(
-        base_id=base["id"],
-        fingerprint=base["fingerprint"],
-        task=raw.pop("task"),
-        slots=SlotTable(slots, base["id"], base["fingerprint"]),
+        base_id=base[0],
+        fingerprint=base[1],
+        base_slots=base[2],
+        task=cast("Task", task),
+        slots=SlotTable(slots, base[0], base[1]),
         stored=stored,
-        files={path: FileRecord(**record) for path, record in raw.pop("files").items()},
-        parity=raw.pop("parity", {}),
-        config=raw.pop("config", {}),
-        producer=raw.pop("producer", {}),
-        extra=raw,
-        **specs,
+        files=files,
+        extra={key: value for key, value in raw.items() if key not in _KNOWN},
+        parity=maps["parity"],
+        config=maps["config"],
+        producer=maps["producer"],
+        inputs=specs["inputs"],
+        outputs=specs["outputs"],
     )
 
 
-def _require_inside(folder: Path, manifest: Manifest) -> None:
-    """Refuse paths that leave the folder, and slots outside their file."""
-    problems = []
-    for name in manifest.files:
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:
-            problems.append(f"file {name!r} lies outside the bundle")
-    for slot, place in manifest.stored.items():
-        record = manifest.files.get(place.file)
-        if record is None:
-            problems.append(f"slot {slot}: its file {place.file!r} is not listed")
-        elif place.offset < 0 or place.offset > record.size:
-            problems.append(f"slot {slot}: offset {place.offset} is outside {place.file!r}")
-    if problems:
-        raise BundleError(list_all(f"bundle '{folder}' is damaged", problems))
+def _read_base(raw: dict[str, Any]) -> tuple[str, str, int]:
+    base = mapping(raw.get("base"), "base", "bundle")
+    name = member(base, "id", "base")
+    return (
+        name if name == "" else text(name, "id", "base"),
+        digest(member(base, "fingerprint", "base"), "fingerprint", "base"),
+        natural(base.get("slots", 0), "slots", "base"),
+    )
+
+
+def _read_files(value: object, problems: list[str]) -> dict[str, FileRecord]:
+    files = {}
+    for name, record in (collect(problems, mapping, value, "files", "bundle") or {}).items():
+        found = collect(problems, _read_file, name, record)
+        if found is not None:
+            files[name] = found
+    return files
+
+
+def _read_file(name: str, value: object) -> FileRecord:
+    where = f"file {text(name, 'name', 'files')!r}"
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleError(f"{where} lies outside the bundle")
+    record = mapping(value, "record", where)
+    require_keys(record, ("size", "sha256"), where)
+    return FileRecord(
+        natural(member(record, "size", where), "size", where),
+        digest(member(record, "sha256", where), "sha256", where),
+    )
+
+
+def _read_slots(
+    value: object, files: Mapping[str, FileRecord], problems: list[str]
+) -> tuple[list[Slot], dict[str, StoredSlot]]:
+    slots: list[Slot] = []
+    stored: dict[str, StoredSlot] = {}
+    names: set[str] = set()
+    for index, record in enumerate(collect(problems, sequence, value, "slots", "bundle") or []):
+        slot = collect(problems, _read_slot, record, f"slot {index}")
+        if slot is None:
+            continue
+        place = collect(problems, _read_place, record["stored"], slot, files)
+        repeated = names.intersection((slot.name, *slot.aliases))
+        if repeated:
+            problems.append(f"slot {slot.name}: {sorted(repeated)} names another slot too")
+        names.update((slot.name, *slot.aliases))
+        if place is not None:
+            slots.append(slot)
+            stored[slot.name] = place
+    return slots, stored
+
+
+def _read_slot(value: object, where: str) -> Slot:
+    record = mapping(value, "record", where)
+    name = text(member(record, "name", where), "name", where)
+    where = f"slot {name}"
+    kind = text(record.get("kind", "linear"), "kind", where, get_args(SlotKind))
+    require_keys(record, (*(f.name for f in fields(Slot)), "stored"), where)
+    member(record, "stored", where)
+    shape = axes(member(record, "shape", where), "shape", where, least=1)
+    if not shape:
+        raise BundleError(f"{where}: 'shape' has no axes")
+    return Slot(
+        name=name,
+        shape=shape,
+        dtype=text(member(record, "dtype", where), "dtype", where, VALUE_DTYPES),
+        sha256=digest(member(record, "sha256", where), "sha256", where),
+        kind=cast(
+            "SlotKind", text(record.get("kind", "linear"), "kind", where, get_args(SlotKind))
+        ),
+        aliases=texts(record.get("aliases", []), "aliases", where),
+    )
+
+
+def _read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> StoredSlot:
+    where = f"slot {slot.name}"
+    record = mapping(value, "stored", where)
+    require_keys(record, (f.name for f in fields(StoredSlot)), where)
+    layout = text(member(record, "layout", where), "layout", where, get_args(Layout))
+    file = text(member(record, "file", where), "file", where)
+    offset = member(record, "offset", where)
+    pair = record.get("lora_inputs")
+    if pair is not None and len(texts(pair, "lora_inputs", where)) != 2:
+        raise BundleError(f"{where}: 'lora_inputs' must be two names")
+    if file not in files:
+        raise BundleError(f"{where}: its file {file!r} is not listed or its record is damaged")
+    room = files[file].size - math.prod(slot.shape) * VALUE_DTYPES[slot.dtype].itemsize
+    if type(offset) is int and not 0 <= offset <= room:
+        raise BundleError(f"{where}: its weight at 'offset' {offset} is outside {file!r}")
+    return StoredSlot(
+        file=file,
+        offset=natural(offset, "offset", where),
+        layout=cast("Layout", layout),
+        initializer=text(member(record, "initializer", where), "initializer", where),
+        operators=texts(record.get("operators", []), "operators", where),
+        lora_inputs=(pair[0], pair[1]) if pair is not None else None,
+    )
+
+
+def _read_specs(value: object, key: str, problems: list[str]) -> tuple[TensorSpec, ...]:
+    records = collect(problems, sequence, value, key, "bundle") or []
+    found = [collect(problems, _read_spec, record, key) for record in records]
+    return tuple(spec for spec in found if spec is not None)
+
+
+def _read_spec(value: object, key: str) -> TensorSpec:
+    record = mapping(value, "record", key)
+    name = text(member(record, "name", key), "name", key)
+    where = f"{key}: {name}"
+    return TensorSpec(
+        name,
+        text(member(record, "dtype", where), "dtype", where, _GRAPH_DTYPES),
+        symbolic_axes(member(record, "shape", where), "shape", where),
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for key in ("num_layers", "kv_heads", "head_dim", "vocab_size", "context_length"):
+        if config.get(key) is not None:
+            natural(config[key], key, "config", most=MAX_AXIS)
+    for item in sequence(config.get("eos_token_ids", []), "eos_token_ids", "config"):
+        natural(item, "eos_token_ids", "config", least=-1, most=MAX_AXIS)
+    canary(config.get("canary", {}))
 
 
 def hash_file(path: Path) -> FileRecord:
@@ -226,9 +363,10 @@ def hash_file(path: Path) -> FileRecord:
 def verify_files(folder: str | Path, manifest: Manifest) -> None:
     """Raise BundleError that lists every file that is missing or differs from the manifest."""
     problems = []
+    root = Path(folder).resolve()
     for name, expected in manifest.files.items():
-        path = Path(folder) / name
-        if not path.is_file() or path.is_symlink():
+        path = root / name
+        if not path.is_file() or path.resolve() != path:  # a link, or in a linked folder
             problems.append(f"{name} is missing or not a plain file")
             continue
         found = hash_file(path)
