@@ -296,9 +296,7 @@ def _read_slot(value: object, where: str) -> Slot:
         shape=shape,
         dtype=text(member(record, "dtype", where), "dtype", where, VALUE_DTYPES),
         sha256=digest(member(record, "sha256", where), "sha256", where),
-        kind=cast(
-            "SlotKind", text(record.get("kind", "linear"), "kind", where, get_args(SlotKind))
-        ),
+        kind=cast("SlotKind", kind),
         aliases=texts(record.get("aliases", []), "aliases", where),
     )
 

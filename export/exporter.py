@@ -20,6 +20,7 @@ from edge_lora.bundle import (
     hash_file,
     write_manifest,
 )
+from edge_lora.bundle_check import verify_slots
 from edge_lora.errors import BundleError, UnknownNameError, UnsupportedError, list_all
 from edge_lora.export import onnx_passes
 from edge_lora.export.causal_lm import is_causal_lm, plan_causal_lm
@@ -27,7 +28,7 @@ from edge_lora.export.onnx_graph import quiet, translate
 from edge_lora.export.plan import Plan, Task, plan_generic
 from edge_lora.export.slot_graph import AddSlotInputs, lora_input_names
 from edge_lora.export.stages import Stages
-from edge_lora.export.verify import verify_outputs, verify_slots
+from edge_lora.export.verify import verify_outputs
 from edge_lora.export.weights import write_weights
 from edge_lora.methods.base_slots import SlotWeight, default_slots, find_weights, slot_table
 from edge_lora.slots import Slot, SlotTable, match_names
@@ -295,6 +296,7 @@ def _manifest(
         files={path.relative_to(folder).as_posix(): hash_file(path) for path in files},
         parity={"onnxruntime": error},
         config=plan.config,
+        base_slots=len(table),
         producer={name: version for name in packages if (version := _version(name))},
     )
 

@@ -1,22 +1,18 @@
-"""Is the finished bundle what torch computes? Outputs and slot bytes are read from the files."""
+"""Is the finished bundle what torch computes?"""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from edge_lora.bundle import Manifest
-from edge_lora.errors import BundleError, UnsupportedError, list_all
+from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.plan import Case, Plan, flatten, run_module
 
 # Largest relative error that is still the same model: rounding of fp32 through 30 layers is about
 # 1e-5; a wrong mask or a lost scale is above 1e-2. One rounding is 2**-11 in fp16, 2**-8 in bf16.
 TOLERANCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def verify_outputs(model_path: Path, plan: Plan, dtype: str) -> float:
@@ -89,21 +85,3 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     a, b = a[np.isfinite(b)], b[np.isfinite(b)]
     scale = np.abs(b).max(initial=0.0)
     return float(np.abs(a - b).max(initial=0.0) / (scale or 1.0))
-
-
-def verify_slots(folder: Path, manifest: Manifest) -> None:
-    """Read every slot's weight back through the manifest and compare its hash.
-
-    Raises:
-        BundleError: If one differs; lists every such slot.
-    """
-    problems = []
-    for name, slot in manifest.slots.items():
-        place = manifest.stored[name]
-        shape = slot.shape if place.layout == "oi" else slot.shape[::-1]
-        weight = np.memmap(folder / place.file, DTYPES[slot.dtype], "r", place.offset, shape)
-        array = weight if place.layout == "oi" else weight.T
-        if hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() != slot.sha256:
-            problems.append(f"{name}: the bytes in {place.file} are not those of the torch weight")
-    if problems:
-        raise BundleError(list_all("the written bundle does not hold the base's weights", problems))

@@ -8,6 +8,7 @@ import click
 
 from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest, read_manifest, verify_files
+from edge_lora.bundle_check import verify_fingerprint, verify_slots
 from edge_lora.cli.output import json_option, print_json, report
 from edge_lora.errors import EdgeLoraError
 
@@ -18,7 +19,8 @@ from edge_lora.errors import EdgeLoraError
 def command(paths: tuple[Path, ...], as_json: bool) -> None:
     """Check adapter files and bundles, and that every adapter fits every bundle named.
 
-    Hashes, format, shapes and values are checked. Everything that is wrong is listed; exit code 1.
+    Hashes of files, slots and base, format, shapes and values are checked. Everything that is
+    wrong is listed; exit code 1.
 
     \b
     edge-lora verify smollm2/ roman.safetensors iso-date.safetensors
@@ -31,11 +33,11 @@ def command(paths: tuple[Path, ...], as_json: bool) -> None:
         try:
             if path.is_dir():
                 bundles[path] = read_manifest(path)
-                verify_files(path, bundles[path])
             else:
                 adapters[path] = Adapter.load(path)
         except EdgeLoraError as error:
             problems.append(str(error))
+    fingerprints = {str(path): _check(path, bundles[path], problems) for path in bundles}
     for manifest in bundles.values():
         for adapter in adapters.values():
             try:
@@ -44,10 +46,31 @@ def command(paths: tuple[Path, ...], as_json: bool) -> None:
                 problems.append(str(error))
     if as_json:
         print_json(
-            {"sound": not problems, "checked": [str(p) for p in paths], "problems": problems}
+            {
+                "sound": not problems,
+                "checked": [str(p) for p in paths],
+                "fingerprints": fingerprints,
+                "problems": problems,
+            }
         )
     if problems:
         raise EdgeLoraError("\n".join(problems))
     if not as_json:
         fit = f", {len(adapters)} adapters fit" if bundles and adapters else ""
         click.echo(f"sound: {len(paths)} checked{fit}")
+
+
+def _check(path: Path, manifest: Manifest, problems: list[str]) -> str:
+    """Check the bundle's bytes, note what is wrong and say what became of the fingerprint."""
+    for check in (verify_files, verify_slots):
+        try:
+            check(path, manifest)
+        except EdgeLoraError as error:
+            problems.append(str(error))
+    try:
+        if verify_fingerprint(manifest):
+            return "recomputed"
+    except EdgeLoraError as error:
+        problems.append(f"bundle '{path}': {error}")
+        return "differs"
+    return "skipped: the bundle does not list every slot that it covers"

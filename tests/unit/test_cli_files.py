@@ -102,6 +102,49 @@ def test_verify_json_holds_the_problems_and_still_fails(bundle, adapter):
     assert len(report["problems"]) == 1
 
 
+def edit_manifest(bundle, edit):
+    path = bundle / "bundle.json"
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps(raw))
+
+
+def rewrite_weights(bundle, blob):
+    """Change the weights and their file's record: only the slot table still knows."""
+    (bundle / "weights.bin").write_bytes(blob)
+    sha256 = hashlib.sha256(blob).hexdigest()
+    edit_manifest(bundle, lambda raw: raw["files"]["weights.bin"].update(sha256=sha256))
+
+
+def test_verify_recomputes_the_slots(bundle):
+    rewrite_weights(bundle, WEIGHT[::-1].tobytes())
+    result = run("verify", bundle)
+    assert result.exit_code == 1
+    assert "q.weight: the bytes in weights.bin have sha256" in result.stderr
+
+
+def test_verify_reads_a_transposed_slot(bundle):
+    rewrite_weights(bundle, WEIGHT.T.tobytes())
+    edit_manifest(bundle, lambda raw: raw["slots"][0]["stored"].update(layout="io"))
+    assert run("verify", bundle).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "fingerprint", "told", "is_sound"),
+    [
+        (1, TABLE.fingerprint, "recomputed", True),
+        (1, "0" * 64, "differs", False),
+        (2, "0" * 64, "skipped", True),
+        (0, TABLE.fingerprint, "skipped", True),
+    ],
+)
+def test_verify_recomputes_the_fingerprint_where_it_can(bundle, count, fingerprint, told, is_sound):
+    edit_manifest(bundle, lambda raw: raw["base"].update(slots=count, fingerprint=fingerprint))
+    report = json.loads(run("verify", bundle, "--json").stdout)
+    assert report["fingerprints"][str(bundle)].startswith(told)
+    assert report["sound"] is is_sound
+
+
 @pytest.mark.parametrize("verb", ["inspect", "verify"])
 def test_a_missing_file_is_refused_by_name(verb, tmp_path):
     result = run(verb, tmp_path / "none.safetensors")

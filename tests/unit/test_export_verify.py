@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from edge_lora.bundle import read_manifest
+from edge_lora.bundle_check import verify_fingerprint, verify_slots
 from edge_lora.errors import BundleError, UnsupportedError
 from edge_lora.export import export_bundle
 from edge_lora.export.onnx_passes import LAYOUT, FoldWeightTransposes
 from edge_lora.export.plan import plan_generic
-from edge_lora.export.verify import relative_error, verify_outputs, verify_slots
+from edge_lora.export.verify import relative_error, verify_outputs
 from edge_lora.slots import Slot
 
 pytestmark = [pytest.mark.torch, pytest.mark.ort]
@@ -38,6 +39,11 @@ def test_slot_bytes_that_differ_are_named(bundle, tmp_path):
     with pytest.raises(BundleError, match=r"1\.weight") as caught:
         verify_slots(tmp_path, manifest)
     assert "0.weight" not in str(caught.value)
+
+
+def test_the_fingerprint_is_that_of_the_slot_table(bundle):
+    _, out = bundle
+    assert verify_fingerprint(read_manifest(out))
 
 
 def test_a_wrong_layout_is_caught(bundle):
