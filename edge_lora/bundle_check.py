@@ -44,7 +44,7 @@ def stored_sha256(folder: Path, manifest: Manifest, name: str) -> str:
     shape = slot.shape if place.layout == "oi" else slot.shape[::-1]
     weight = np.memmap(folder / place.file, VALUE_DTYPES[slot.dtype], "r", place.offset, shape)
     array = weight if place.layout == "oi" else weight.T
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
 
 
 def verify_fingerprint(manifest: Manifest) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edge_lora import __version__
-from edge_lora.errors import EdgeLoraError
+from edge_lora.errors import EdgeLoraError, EngineUnavailableError
 
 COMMANDS: dict[str, str] = {
     "train": "edge_lora.cli.train",
@@ -25,6 +25,14 @@ COMMANDS: dict[str, str] = {
     "methods": "edge_lora.cli.methods",
 }
 """Verb -> module with a click command named ``command``."""
+
+EXTRAS: dict[str, str] = {
+    "train": "train",
+    "methods": "train",
+    "export": "train,export",
+    "demo": "demo",
+}
+"""Verb -> the extras that install what it imports; ``onnxruntime`` for the others."""
 
 
 class LazyGroup(click.Group):
@@ -43,11 +51,28 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an EdgeLoraError becomes one message and exit code 1."""
+        """Run the command; an EdgeLoraError becomes one message and exit code 1.
+
+        So does a package that is not installed: the message says how to install it.
+        """
         try:
             return super().invoke(ctx)
         except EdgeLoraError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            missing = _missing_package(ctx.invoked_subcommand, error)
+            raise click.ClickException(str(missing)) from error
+
+
+def _missing_package(verb: str | None, error: ModuleNotFoundError) -> EngineUnavailableError:
+    """Return what to tell about ``error``; raise it again if the module is our own."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "edge_lora"):
+        raise error
+    return EngineUnavailableError(
+        f"edge-lora {verb} needs the package {package}, which is not installed here. "
+        f"Install it with: pip install 'edge-lora[{EXTRAS.get(verb or '', 'onnxruntime')}]'"
+    )
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
