@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_lora.demo.run import DemoReport, SkillResult
@@ -49,7 +50,7 @@ def save_picture(report: DemoReport, path: Path) -> Path:
     _bars(right, skills, {
         "base": [r.base_ms for r in report.skills],
         "fused": [r.fused_ms for r in report.skills],
-        "unfused": [r.unfused_ms or 0.0 for r in report.skills],
+        "unfused": [r.unfused_ms for r in report.skills],
     })  # fmt: skip
     right.set(title="One run, 4 tokens", ylabel="ms")
     figure.suptitle(f"{report.device['processor']}, {report.device['cores']} cores")
@@ -58,11 +59,12 @@ def save_picture(report: DemoReport, path: Path) -> Path:
     return path
 
 
-def _bars(axes: object, groups: list[str], series: dict[str, list[float]]) -> None:
+def _bars(axes: object, groups: list[str], series: Mapping[str, Sequence[float | None]]) -> None:
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
-        x = [g + (i - (len(series) - 1) / 2) * width for g in range(len(groups))]
-        drawn = axes.bar(x, values, width, label=name)  # type: ignore[attr-defined]
+        shift = (i - (len(series) - 1) / 2) * width
+        known = {g + shift: value for g, value in enumerate(values) if value is not None}
+        drawn = axes.bar(list(known), list(known.values()), width, label=name)  # type: ignore[attr-defined]
         axes.bar_label(drawn, fmt="%.3g", fontsize=8)  # type: ignore[attr-defined]
     axes.set_xticks(range(len(groups)), groups)  # type: ignore[attr-defined]
     if len(series) > 1:
