@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest
 from edge_lora.errors import BundleError, list_all
@@ -40,11 +41,16 @@ def verify_slots(folder: str | Path, manifest: Manifest) -> None:
 
 def stored_sha256(folder: Path, manifest: Manifest, name: str) -> str:
     """Return the sha256 (hex) of a slot's weight in the slot's own shape, read from its file."""
+    array = np.ascontiguousarray(stored_weight(folder, manifest, name))
+    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
+
+
+def stored_weight(folder: Path, manifest: Manifest, name: str) -> NDArray[np.floating]:
+    """Return a slot's weight in the slot's own shape, mapped read-only from its file."""
     slot, place = manifest.slots[name], manifest.stored[name]
     shape = slot.shape if place.layout == "oi" else slot.shape[::-1]
     weight = np.memmap(folder / place.file, VALUE_DTYPES[slot.dtype], "r", place.offset, shape)
-    array = weight if place.layout == "oi" else weight.T
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data).hexdigest()
+    return weight if place.layout == "oi" else weight.T
 
 
 def verify_fingerprint(manifest: Manifest) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edge_lora import native, reference
 from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
+from edge_lora.bundle_check import stored_weight
 from edge_lora.forms import Form, matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
@@ -186,10 +187,4 @@ class ReloadedWeights:
         return {slot: reference.apply(self._base(slot), these) for slot, these in terms.items()}
 
     def _base(self, slot: str) -> NDArray[np.float32]:
-        shape, place = self._manifest.slots[slot].shape, self._manifest.stored[slot]
-        out_features, in_features = matrix_shape(shape)
-        path, count = self._folder / place.file, out_features * in_features
-        values = np.fromfile(path, np.float32, count, offset=place.offset)
-        if place.layout == "io":
-            values = values.reshape(in_features, out_features).T
-        return np.ascontiguousarray(values).reshape(shape)
+        return np.array(stored_weight(self._folder, self._manifest, slot), np.float32, order="C")

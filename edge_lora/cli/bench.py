@@ -7,21 +7,23 @@ from typing import Any
 
 import click
 
-from edge_lora.cli.output import AdapterArgument, AdapterType, json_option, print_json, report
+from edge_lora.cli.output import (
+    AdapterArgument,
+    AdapterType,
+    json_option,
+    print_json,
+    report,
+    route_option,
+    threads_option,
+)
 
 
 @click.command("bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, type=AdapterType())
 @click.option("--runs", default=50, show_default=True, type=click.IntRange(50), help="Per variant.")
-@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
-@click.option(
-    "--route",
-    type=click.Choice(["auto", "packed", "unpacked", "reload"]),
-    default="auto",
-    show_default=True,
-    help="How adapters are switched.",
-)
+@threads_option
+@route_option
 @click.option(
     "-o",
     "--out",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edge_lora.cli.output import json_option, print_json, print_table, report
+from edge_lora.cli.output import json_option, print_json, print_table, report, threads_option
 
 
 @click.command("demo")
@@ -20,7 +20,7 @@ from edge_lora.cli.output import json_option, print_json, print_table, report
 @click.option("--train", help="Train this skill's adapter here first (roman, iso-date, home).")
 @click.option("--steps", type=click.IntRange(1), help="Of --train. Default: 150.")
 @click.option("--examples", default=40, show_default=True, type=click.IntRange(1), help="A skill.")
-@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+@threads_option
 @json_option
 def command(
     out: Path,

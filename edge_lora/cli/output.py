@@ -15,6 +15,14 @@ from typing import Any
 
 import click
 
+threads_option = click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
+route_option = click.option(
+    "--route",
+    type=click.Choice(["auto", "packed", "unpacked", "reload"]),
+    default="auto",
+    show_default=True,
+    help="How adapters are switched.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_lora.cli.output import AdapterArgument, AdapterType, json_option, print_json, report
+from edge_lora.cli.output import (
+    AdapterArgument,
+    AdapterType,
+    json_option,
+    print_json,
+    report,
+    route_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from edge_lora.runtime import Session
@@ -26,14 +34,8 @@ if TYPE_CHECKING:
 )
 @click.option("--temperature", default=1.0, show_default=True, help="With --top-p.")
 @click.option("--seed", default=0, show_default=True, help="With --top-p.")
-@click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
-@click.option(
-    "--route",
-    type=click.Choice(["auto", "packed", "unpacked", "reload"]),
-    default="auto",
-    show_default=True,
-    help="How adapters are switched.",
-)
+@threads_option
+@route_option
 @json_option
 def command(
     bundle: Path,
