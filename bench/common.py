@@ -70,7 +70,7 @@ def _form(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> Form:
             index = np.sort((rows * in_features + column[:, None]).ravel()).astype(np.uint32)
         case "lora16":
             a = rng.standard_normal((16, in_features)).astype(np.float32)
-            b = rng.standard_normal((out_features, 16)).astype(np.float32)
+            b = rng.standard_normal((16, out_features)).astype(np.float32)
             return LowRank(a, b, 1e-3)
     return Sparse(index, (rng.standard_normal(index.size) * 1e-2).astype(np.float16))
 

@@ -8,7 +8,7 @@ __path__ = extend_path(__path__, __name__)
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import EdgeLoraError
-from edge_lora.forms import Block, Dense, LowRank, Sparse
+from edge_lora.forms import Block, Bottleneck, Dense, LowRank, RowScale, Sparse
 from edge_lora.slots import Slot, SlotTable
 
 __version__ = "0.1.0"
@@ -16,10 +16,12 @@ __all__ = [
     "Adapter",
     "BaseIdentity",
     "Block",
+    "Bottleneck",
     "Delta",
     "Dense",
     "EdgeLoraError",
     "LowRank",
+    "RowScale",
     "Slot",
     "SlotTable",
     "Sparse",

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from edge_lora.codebook import Coded
 from edge_lora.errors import ShapeError, list_all
-from edge_lora.forms import Form, form_nbytes, problems_of
+from edge_lora.forms import Bottleneck, Form, form_nbytes, is_replacing, problems_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Delta:
     """The ordered forms that one adapter has for one slot; they add up.
 
     Attributes:
-        shape: Shape of the slot's weight in the base.
+        shape: Shape of the slot's weight in the base; (d_out, d_in) of a site.
         dtype: safetensors dtype name of that weight ("F32", …).
         forms: At least one.
         slot_hash: First 16 hex digits of the sha256 of the base weight's bytes.
@@ -77,10 +78,10 @@ class Adapter:
                 problems.append(f"{slot}: no forms")
             for i, form in enumerate(delta.forms):
                 problems += [f"{slot}: form {i}: {p}" for p in problems_of(form, delta.shape)]
-            if len(delta.forms) > 1 and any(
-                getattr(f, "mode", "add") == "set" for f in delta.forms
-            ):
+            if len(delta.forms) > 1 and any(map(is_replacing, delta.forms)):
                 problems.append(f"{slot}: a form with mode 'set' must stand alone")
+            if len({isinstance(form, Bottleneck) for form in delta.forms}) > 1:
+                problems.append(f"{slot}: a bottleneck stands at a site, other forms at a weight")
         if problems:
             raise ShapeError(list_all(f"adapter {self.name!r} is not sound", problems))
 
@@ -103,12 +104,7 @@ class Adapter:
             digest.update(json.dumps([slot, list(delta.shape), delta.dtype]).encode())
             for form in delta.forms:
                 digest.update(type(form).__name__.encode())
-                for key, value in sorted(vars(form).items()):
-                    if isinstance(value, np.ndarray):
-                        digest.update(f"{key}{value.dtype.name}{value.shape}".encode())
-                        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
-                    else:
-                        digest.update(f"{key}={value!r}".encode())
+                _hash_fields(digest, vars(form))
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -123,3 +119,15 @@ class Adapter:
         from edge_lora.adapter_file import read_adapter
 
         return read_adapter(Path(path))
+
+
+def _hash_fields(digest: hashlib._Hash, fields: Mapping[str, object]) -> None:
+    for key, value in sorted(fields.items()):
+        if isinstance(value, np.ndarray):
+            digest.update(f"{key}{value.dtype.name}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+        elif isinstance(value, Coded):
+            digest.update(key.encode())
+            _hash_fields(digest, vars(value))
+        else:
+            digest.update(f"{key}={value!r}".encode())

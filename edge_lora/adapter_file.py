@@ -3,8 +3,7 @@
 * Tensors are called ``<slot>/<form number>/<field>``.
 * ``__metadata__["edge_lora"]`` is one JSON object, the header: format version, method, base
   fingerprint, slots with their forms, provenance, and the sha256 of the data section.
-* Fields: low_rank ``A`` (rank, in), ``Bt`` (rank, out); sparse ``idx`` (U8 stream, see
-  ``index_codec``), ``val`` (nnz); block ``idx`` U32 (k), ``val``; dense ``val``.
+* The forms and their fields: ``form_codec``.
 * Every tensor belongs to a form, every form has its tensors, nothing else is in the file.
 
 A file from outside is hostile: this reader and the one of the compiled core refuse the same files.
@@ -23,19 +22,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from edge_lora import index_codec
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import AdapterFileError, EdgeLoraError, list_all
-from edge_lora.forms import (
-    FORM_NAMES,
-    VALUE_DTYPES,
-    Block,
-    Dense,
-    Form,
-    LowRank,
-    Sparse,
-    matrix_shape,
-)
+from edge_lora.form_codec import MAX_AXES, Codebooks, FormReader, Tensors, encode_form
+from edge_lora.forms import VALUE_DTYPES
 from edge_lora.strict_json import member, natural, number, parse_strict
 
 FORMAT_VERSION = 1
@@ -43,22 +33,22 @@ HEADER_KEY = "edge_lora"
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 32  # an index is a uint32
-MAX_AXES = 8
 _DTYPES = {**VALUE_DTYPES, "U8": np.dtype(np.uint8), "U32": np.dtype("<u4")}
 _KNOWN_KEYS = {
-    "edge_lora", "name", "method", "base", "alpha", "slots", "provenance", "tensors_sha256",
+    "edge_lora", "name", "method", "base", "alpha", "slots", "codebooks", "provenance",
+    "tensors_sha256",
 }  # fmt: skip
-Tensors = dict[str, np.ndarray]
 
 
 def write_adapter(adapter: Adapter, path: Path) -> Path:
     """Write ``adapter`` to ``path`` atomically: a reader sees the old file or the whole new one."""
     tensors: Tensors = {}
     slots: dict[str, Any] = {}
+    books = Codebooks()
     for slot, delta in adapter.deltas.items():
         heads = []
         for i, form in enumerate(delta.forms):
-            head, fields = _encode(form, matrix_shape(delta.shape))
+            head, fields = encode_form(form, delta.shape, books)
             heads.append(head)
             tensors.update({f"{slot}/{i}/{field}": array for field, array in fields.items()})
         slots[slot] = {
@@ -74,6 +64,7 @@ def write_adapter(adapter: Adapter, path: Path) -> Path:
         "base": {"id": adapter.base.id, "sha256": adapter.base.fingerprint},
         "alpha": adapter.alpha,
         "slots": slots,
+        **({"codebooks": books.heads} if books.heads else {}),
         "provenance": dict(adapter.provenance),
         **adapter.extra,
         "tensors_sha256": hashlib.sha256(_data_section(_serialize(tensors, {}))).hexdigest(),
@@ -145,12 +136,14 @@ def _assemble(header: dict[str, Any], tensors: Tensors) -> Adapter:
     problems: list[str] = []
     deltas: dict[str, Delta] = {}
     try:
+        books = Codebooks.decode(member({"codebooks": [], **header}, "codebooks", list))
         for slot, entry in member(header, "slots", dict).items():
             shape = _shape_of(slot, entry)
+            reader = FormReader(tensors, books, shape)
             forms = []
             for i, head in enumerate(member(entry, "forms", list)):
                 try:
-                    forms.append(_decode(head, f"{slot}/{i}/", tensors, matrix_shape(shape), shape))
+                    forms.append(reader.read(head, f"{slot}/{i}/"))
                 except (EdgeLoraError, TypeError, ValueError) as error:
                     problems.append(f"{slot}: form {i}: {error}")
             slot_hash = member({"hash": "", **entry}, "hash", str)
@@ -183,73 +176,6 @@ def _shape_of(slot: str, entry: dict[str, Any]) -> tuple[int, ...]:
             f"{slot}: shape {shape}; a slot has 1 to 2^32 values and at most {MAX_AXES} axes"
         )
     return shape
-
-
-def _encode(form: Form, shape: tuple[int, int]) -> tuple[dict[str, Any], Tensors]:
-    head: dict[str, Any] = {"form": FORM_NAMES[type(form)], "scale": float(form.scale)}
-    if not isinstance(form, LowRank):
-        head["mode"] = form.mode
-    match form:
-        case LowRank(a=a, b=b):
-            return head, {"A": a, "Bt": b.T}
-        case Sparse(indices=indices, values=values):
-            lines = index_codec.lines_of(indices, shape)
-            stream, k = index_codec.rice_encode(indices if lines is None else lines)
-            index = "rice" if lines is None else "line16"
-            return {**head, "index": index, "k": k}, {"idx": stream, "val": values}
-        case Block(axis=axis, indices=indices, values=values):
-            return {**head, "axis": axis}, {"idx": indices, "val": values}
-        case Dense(values=values):
-            return head, {"val": values}
-
-
-def _decode(
-    head: dict[str, Any],
-    prefix: str,
-    tensors: Tensors,
-    shape: tuple[int, int],
-    full: tuple[int, ...],
-) -> Form:
-    def take(field: str) -> np.ndarray:
-        if prefix + field not in tensors:
-            raise AdapterFileError(f"tensor {prefix + field!r} is missing")
-        return tensors.pop(prefix + field)
-
-    kind, scale = member(head, "form", str), number(head, "scale")
-    if kind == "low_rank":
-        return LowRank(take("A"), np.ascontiguousarray(take("Bt").T), scale)
-    if kind not in FORM_NAMES.values():
-        raise AdapterFileError(f"unknown form {kind!r}; known: {sorted(FORM_NAMES.values())}")
-    mode: Any = member(head, "mode", str)
-    if mode not in ("add", "set"):
-        raise AdapterFileError(f"unknown mode {mode!r}; known: 'add', 'set'")
-    values = take("val")
-    if kind == "dense":
-        return Dense(values.reshape(full), scale, mode)
-    if kind == "block":
-        axis: Any = member(head, "axis", str)
-        if axis not in ("row", "col"):
-            raise AdapterFileError(f"unknown axis {axis!r}; known: 'row', 'col'")
-        return Block(axis, take("idx"), values, scale, mode)
-    return Sparse(_decode_indices(head, take("idx"), values.size, shape), values, scale, mode)
-
-
-def _decode_indices(
-    head: dict[str, Any], stream: np.ndarray, count: int, shape: tuple[int, int]
-) -> np.ndarray:
-    out_features, in_features = shape
-    size, line = out_features * in_features, index_codec.LINE
-    if stream.dtype != np.uint8 or stream.ndim != 1:
-        raise AdapterFileError(f"idx is {stream.dtype} {stream.shape}, must be a uint8 stream")
-    coding, k = member(head, "index", str), natural(head.get("k"), "k")
-    if coding == "rice":
-        return index_codec.rice_decode(stream, count, k, size)
-    if coding != "line16":
-        raise AdapterFileError(f"unknown index coding {coding!r}; known: 'rice', 'line16'")
-    if out_features % line or count % line:
-        raise AdapterFileError(f"line16 indices need multiples of 16, found {shape} and {count}")
-    lines = index_codec.rice_decode(stream, count // line, k, size // line)
-    return index_codec.expand_lines(lines, in_features)
 
 
 def _array(name: str, entry: dict[str, Any]) -> np.ndarray:

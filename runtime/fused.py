@@ -13,7 +13,7 @@ from edge_lora import native, reference
 from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
 from edge_lora.bundle_check import stored_weight
-from edge_lora.forms import Form, matrix_shape
+from edge_lora.forms import Bottleneck, WeightForm, matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
 from edge_lora.runtime.cache import cache_key
@@ -175,14 +175,16 @@ class ReloadedWeights:
         """Nothing is held."""
 
     def _merged(self, parts: Parts) -> dict[str, NDArray[np.float32]]:
-        terms: dict[str, list[tuple[Form, float]]] = {}
+        terms: dict[str, list[tuple[WeightForm, float]]] = {}
         for loaded, weight in parts:
             loaded.open()  # refuses a file that changed since
             adapter = Adapter.load(loaded.path)
             for name, delta in adapter.deltas.items():
                 slot = self._manifest.slots[name].name
                 terms.setdefault(slot, []).extend(
-                    (form, weight * adapter.alpha) for form in delta.forms
+                    (form, weight * adapter.alpha)
+                    for form in delta.forms
+                    if not isinstance(form, Bottleneck)
                 )
         return {slot: reference.apply(self._base(slot), these) for slot, these in terms.items()}
 

@@ -6,8 +6,8 @@ import pytest
 
 PUBLIC = {
     "edge_lora": [
-        "Adapter", "BaseIdentity", "Block", "Delta", "Dense", "EdgeLoraError", "LowRank", "Slot",
-        "SlotTable", "Sparse", "__version__",
+        "Adapter", "BaseIdentity", "Block", "Bottleneck", "Delta", "Dense", "EdgeLoraError",
+        "LowRank", "RowScale", "Slot", "SlotTable", "Sparse", "__version__",
     ],
     "edge_lora.methods": [
         "Attached", "attach", "find_weights", "get_method", "list_methods", "slot_table",

@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
         some = np.arange(3, dtype=np.uint32) * 2
         lines = expand_lines(some, IN)
         forms = {
-            "low_rank": LowRank(np.ones((2, IN), dtype), np.ones((OUT, 2), dtype), 0.5),
+            "low_rank": LowRank(np.ones((2, IN), dtype), np.ones((2, OUT), dtype), 0.5),
             "sparse": Sparse(some, np.ones(3, dtype)),
             "lines": Sparse(lines, np.ones(lines.size, dtype)),
             "rows": Block("row", some, np.ones((3, IN), dtype)),

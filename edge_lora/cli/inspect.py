@@ -11,7 +11,16 @@ import click
 from edge_lora.adapter import Adapter, Delta
 from edge_lora.bundle import Manifest, read_manifest
 from edge_lora.cli.output import human_bytes, json_option, print_facts, print_json, print_table
-from edge_lora.forms import FORM_NAMES, Form, LowRank, form_nbytes
+from edge_lora.codebook import Coded
+from edge_lora.forms import (
+    FORM_NAMES,
+    Bottleneck,
+    Form,
+    LowRank,
+    Values,
+    form_nbytes,
+    values_of,
+)
 
 
 @click.command("inspect")
@@ -96,13 +105,20 @@ def _bundle_facts(manifest: Manifest) -> tuple[dict[str, Any], list[dict[str, An
 
 
 def _describe(form: Form) -> str:
-    if isinstance(form, LowRank):
-        return f"low_rank r{form.rank} {form.a.dtype}"
-    return f"{FORM_NAMES[type(form)]} {form.mode} {form.values.dtype}"
+    """Return the form's kind, size and how its values are stored: ``low_rank r16 1-bit``."""
+    words = [FORM_NAMES[type(form)]]
+    words += [f"r{form.rank}"] if isinstance(form, LowRank | Bottleneck) else []
+    words += [str(getattr(form, key)) for key in ("mode", "axis", "act") if hasattr(form, key)]
+    stored = {_storage(values): None for values in values_of(form).values()}
+    return " ".join([*words, "+".join(stored)])
+
+
+def _storage(values: Values) -> str:
+    return f"{values.bits}-bit" if isinstance(values, Coded) else values.dtype.name
 
 
 def _values(form: Form) -> int:
-    return form.a.size + form.b.size if isinstance(form, LowRank) else form.values.size
+    return sum(values.size for values in values_of(form).values())
 
 
 def _flat(value: Any) -> str:

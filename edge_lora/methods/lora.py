@@ -106,7 +106,7 @@ class SideBranches(Trained):
             branch.name: [
                 LowRank(
                     branch.a.detach().float().cpu().numpy(),
-                    branch.b.detach().float().cpu().numpy(),
+                    branch.b.detach().float().cpu().t().contiguous().numpy(),
                     branch.scale,
                 )
             ]

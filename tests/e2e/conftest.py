@@ -59,7 +59,7 @@ def form_of(kind, shape, rng):
             return (Sparse(index, rng.standard_normal(index.size).astype(np.float32), 0.5),)
         case "low_rank":
             a = rng.standard_normal((4, in_features)).astype(np.float32)
-            b = rng.standard_normal((out_features, 4)).astype(np.float32)
+            b = rng.standard_normal((4, out_features)).astype(np.float32)
             return (LowRank(a, b, 0.05),)
         case "dense":
             return (Dense(rng.standard_normal((out_features, in_features)).astype(np.float32)),)

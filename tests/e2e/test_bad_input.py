@@ -112,7 +112,7 @@ def test_adapter_for_a_slot_that_is_not_there(check, make_mlp_adapter, tmp_path)
 
 def test_adapter_of_a_wrong_shape(check, make_mlp_adapter, tmp_path):
     source = Adapter.load(make_mlp_adapter())
-    form = LowRank(np.ones((2, 7), np.float32), np.ones((48, 2), np.float32))
+    form = LowRank(np.ones((2, 7), np.float32), np.ones((2, 48), np.float32))
     delta = dataclasses.replace(source.deltas[SLOT], shape=(48, 7), forms=(form,))
     path = changed(make_mlp_adapter(), tmp_path / "a.safetensors", deltas={SLOT: delta})
     check(path, "2.weight: made for shape (48, 7), slot is (48, 48)")

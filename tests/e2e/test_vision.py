@@ -27,7 +27,7 @@ def write_adapter(manifest, path, pattern, kind, seed=0):
         rows, columns = matrix_shape(slot.shape)
         if kind == "low_rank":
             a = rng.standard_normal((4, columns)).astype(np.float32)
-            b = rng.standard_normal((rows, 4)).astype(np.float32)
+            b = rng.standard_normal((4, rows)).astype(np.float32)
             form = LowRank(a, b, 0.05)
         else:
             index = np.sort(rng.choice(rows * columns, rows * columns // 50, replace=False))
@@ -46,7 +46,7 @@ def merged_in_torch(model, path):
     for name, delta in Adapter.load(path).deltas.items():
         weight, (form,) = parameters[name].data, delta.forms
         if isinstance(form, LowRank):
-            change = torch.from_numpy(form.b) @ torch.from_numpy(form.a) * form.scale
+            change = torch.from_numpy(form.bt).T @ torch.from_numpy(form.a) * form.scale
             weight += change.reshape(weight.shape)
         else:
             index = torch.from_numpy(form.indices.astype(np.int64))

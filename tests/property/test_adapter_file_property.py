@@ -31,7 +31,7 @@ def forms(draw, out_features, in_features):
     kind, scale = draw(st.sampled_from(["low_rank", "sparse", "row", "col", "dense"])), draw(scales)
     if kind == "low_rank":
         rank = draw(st.integers(1, 3))
-        return LowRank(draw(values(rank, in_features)), draw(values(out_features, rank)), scale)
+        return LowRank(draw(values(rank, in_features)), draw(values(rank, out_features)), scale)
     if kind == "sparse":
         indices = ascending(draw, out_features * in_features)
         return Sparse(indices, draw(values(indices.size)), scale)

@@ -71,7 +71,7 @@ def test_content_hash_is_about_what_the_adapter_does():
         adapter(a=dense(1.0, mode="set")),
         adapter(a=dense(1.0)).scaled(2.0),
         replace(adapter(a=dense(1.0)), base=BaseIdentity("0" * 64)),
-        adapter(a=Delta((2, 3), "F32", (LowRank(np.ones((1, 3), "f4"), np.ones((2, 1), "f4")),))),
+        adapter(a=Delta((2, 3), "F32", (LowRank(np.ones((1, 3), "f4"), np.ones((1, 2), "f4")),))),
     ],
 )
 def test_content_hash_changes_with_what_it_does(other):

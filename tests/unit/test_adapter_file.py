@@ -31,7 +31,7 @@ def some_adapter():
         alpha=0.5,
         deltas={
             "q.weight": Delta(
-                (32, 40), "F32", (LowRank(normal(4, 40), normal(32, 4), 2.0),), "0" * 16
+                (32, 40), "F32", (LowRank(normal(4, 40), normal(4, 32), 2.0),), "0" * 16
             ),
             "k.weight": Delta((32, 40), "F32", (Sparse(u32(1, 5, 1279), normal(3, dtype="f2")),)),
             "l.weight": Delta((32, 40), "F32", (Sparse(line, normal(16)),)),

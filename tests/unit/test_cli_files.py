@@ -34,7 +34,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def adapter(tmp_path):
-    low_rank = LowRank(np.ones((2, 4), np.float16), np.ones((32, 2), np.float16))
+    low_rank = LowRank(np.ones((2, 4), np.float16), np.ones((2, 32), np.float16))
     sparse = Sparse(np.array([1, 5], np.uint32), np.ones(2, np.float32))
     delta = Delta((32, 4), "F32", (low_rank, sparse), SLOT.slot_hash)
     made = Adapter("mine", "test", BaseIdentity(TABLE.fingerprint, "tiny"), {"q.weight": delta})

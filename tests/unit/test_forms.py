@@ -24,7 +24,7 @@ def f32(*shape):
 
 
 SOUND = [
-    LowRank(f32(2, 5), f32(3, 2)),
+    LowRank(f32(2, 5), f32(2, 3)),
     Sparse(u32(0, 7, 14), f32(3)),
     Sparse(u32(), f32(0)),
     Block("row", u32(0, 2), f32(2, 5)),
@@ -35,10 +35,10 @@ SOUND = [
     Dense(f32(3, 5).astype(ml_dtypes.bfloat16)),
 ]
 BROKEN = {
-    "a has the wrong width": (LowRank(f32(2, 4), f32(3, 2)), "a is (2, 4), slot wants (rank, 5)"),
-    "b has the wrong height": (LowRank(f32(2, 5), f32(4, 2)), "b is (4, 2), slot wants (3, rank)"),
-    "ranks differ": (LowRank(f32(2, 5), f32(3, 1)), "a has rank 2, b has rank 1"),
-    "rank zero": (LowRank(f32(0, 5), f32(3, 0)), "slot wants"),
+    "a has the wrong width": (LowRank(f32(2, 4), f32(2, 3)), "a is (2, 4), slot wants (rank, 5)"),
+    "bt has the wrong width": (LowRank(f32(2, 5), f32(2, 4)), "bt is (2, 4), slot wants (rank, 3)"),
+    "ranks differ": (LowRank(f32(2, 5), f32(1, 3)), "a has rank 2, bt has rank 1"),
+    "rank zero": (LowRank(f32(0, 5), f32(0, 3)), "slot wants"),
     "index out of range": (Sparse(u32(15), f32(1)), "index 15 is out of range, slot has 15"),
     "unsorted": (Sparse(u32(2, 1), f32(2)), "not strictly ascending"),
     "duplicated": (Sparse(u32(1, 1), f32(2)), "not strictly ascending"),
@@ -81,9 +81,9 @@ def test_matrix_shape(shape, matrix):
 
 
 def test_a_convolution_is_read_as_out_by_the_rest():
-    assert problems_of(LowRank(f32(2, 27), f32(8, 2)), (8, 3, 3, 3)) == []
+    assert problems_of(LowRank(f32(2, 27), f32(2, 8)), (8, 3, 3, 3)) == []
 
 
 def test_form_nbytes_counts_all_arrays():
     assert form_nbytes(Sparse(u32(1, 2), np.ones(2, np.float16))) == 2 * 4 + 2 * 2
-    assert form_nbytes(LowRank(f32(2, 5), f32(3, 2))) == 4 * (10 + 6)
+    assert form_nbytes(LowRank(f32(2, 5), f32(2, 3))) == 4 * (10 + 6)

@@ -31,7 +31,7 @@ def world(tmp_path_factory):
 
     def low_rank(slot):
         out_features, in_features = SHAPES[slot]
-        a, b = rng.standard_normal((2, in_features)), rng.standard_normal((out_features, 2))
+        a, b = rng.standard_normal((2, in_features)), rng.standard_normal((2, out_features))
         return LowRank(a.astype(np.float16), b.astype(np.float16), 0.1)
 
     def sparse(slot, mode="add"):
@@ -186,7 +186,7 @@ def test_poke(world):
 def test_a_weight_file_that_was_cut_changes_nothing(tmp_path):
     slot = Packed(tmp_path, (16, 30))
     image = image_of(slot)
-    one = LowRank(np.ones((1, 30), np.float32), np.ones((16, 1), np.float32))
+    one = LowRank(np.ones((1, 30), np.float32), np.ones((1, 16), np.float32))
     patch = image.compile([(adapter_file(tmp_path, {"w": [one]}, {"w": (16, 30)}), 1.0)])
     image.swap(patch)
     before = slot.blocks()[0]

@@ -32,7 +32,7 @@ def forms(shape, dtype, seed=1):
 
     flat, rows, columns = some(out_features * in_features), some(out_features), some(in_features)
     found = {
-        "low rank": LowRank(normal(3, in_features), normal(out_features, 3), 0.7),
+        "low rank": LowRank(normal(3, in_features), normal(3, out_features), 0.7),
         "sparse": Sparse(flat, normal(flat.size), -1.3),
         "rows": Block("row", rows, normal(rows.size, in_features), 0.1),
         "columns": Block("col", columns, normal(columns.size, out_features), 3.0),
@@ -97,7 +97,7 @@ def test_a_low_rank_delta_of_zero_changes_nothing(tmp_path):
     shape = (32, 70)
     slot = Packed(tmp_path, shape)
     image, some = image_of(slot), forms(shape, np.float32)
-    a, b = some["low rank"].a, some["low rank"].b
+    a, b = some["low rank"].a, some["low rank"].bt
 
     def changed(these, weight=1.0):
         patch = image.compile([(adapter_file(tmp_path, {"w": these}, {"w": shape}), weight)])
@@ -209,7 +209,7 @@ def test_refusals_list_everything_and_change_nothing(tmp_path):
     with pytest.raises(UnsupportedError, match=r"w: .*composed"):
         image.compile([(setting, 1.0), (adding, 1.0)])
     huge = np.full(shape, 3e38, np.float32)
-    for form in (Dense(huge), LowRank(huge[:1], np.full((16, 1), 3e38, np.float32))):
+    for form in (Dense(huge), LowRank(huge[:1], np.full((1, 16), 3e38, np.float32))):
         with pytest.raises(NativeError, match="w: base \\+ delta is not finite"):
             image.compile([(file(form), 2.0)])
     with pytest.raises(NativeError, match="not finite"):
@@ -243,7 +243,10 @@ def test_low_rank_for_an_unfused_run(tmp_path):
     file = adapter_file(tmp_path, {"w": [one, two]}, {"w": shape}, alpha=0.5)
     a, b = file.low_rank("w")
     assert (a.shape, b.shape) == ((10, 6), (6, 24))
-    wanted = sum(reference.delta_of(form, shape, 0.5).astype(np.float64) for form in (one, two))
+    wanted = sum(
+        reference.delta_of(form, np.zeros(shape, np.float32), 0.5).astype(np.float64)
+        for form in (one, two)
+    )
     np.testing.assert_allclose((a.astype(np.float64) @ b).T, wanted, rtol=0, atol=1e-6)
     with pytest.raises(AdapterMismatchError, match="v"):
         file.low_rank("v")

@@ -24,8 +24,8 @@ def dense_by_torch(form):
     delta = torch.zeros(SHAPE, dtype=torch.float64)
     values = None if isinstance(form, LowRank) else torch.from_numpy(form.values).double()
     match form:
-        case LowRank(a=a, b=b):
-            delta += torch.from_numpy(b).double() @ torch.from_numpy(a).double()
+        case LowRank(a=a, bt=bt):
+            delta += torch.from_numpy(bt).double().T @ torch.from_numpy(a).double()
         case Sparse(indices=indices):
             delta.view(-1).index_add_(0, torch.from_numpy(indices.astype(np.int64)), values)
         case Block(axis=axis, indices=indices):
@@ -40,7 +40,7 @@ def dense_by_torch(form):
 
 
 FORMS = {
-    "low_rank": LowRank(normal(3, 5), normal(6, 3), 0.5),
+    "low_rank": LowRank(normal(3, 5), normal(3, 6), 0.5),
     "sparse": Sparse(u32(0, 7, 29), normal(3), 2.0),
     "rows": Block("row", u32(1, 4), normal(2, 5), -1.0),
     "columns": Block("col", u32(0, 3), normal(2, 6), 0.25),
@@ -52,7 +52,7 @@ FORMS = {
 def test_delta_equals_torch(name):
     form = FORMS[name]
     np.testing.assert_allclose(
-        reference.delta_of(form, SHAPE, 0.7),
+        reference.delta_of(form, np.zeros(SHAPE, np.float32), 0.7),
         dense_by_torch(form).numpy() * 0.7,
         rtol=1e-6,
         atol=1e-6,
@@ -62,8 +62,8 @@ def test_delta_equals_torch(name):
 def test_terms_add_up_before_the_one_addition_to_the_weight():
     weight = normal(*SHAPE)
     result = reference.apply(weight, [(FORMS["low_rank"], 1.0), (FORMS["sparse"], 0.5)])
-    total = reference.delta_of(FORMS["low_rank"], SHAPE) + reference.delta_of(
-        FORMS["sparse"], SHAPE, 0.5
+    total = reference.delta_of(FORMS["low_rank"], weight) + reference.delta_of(
+        FORMS["sparse"], weight, 0.5
     )
     np.testing.assert_array_equal(result, weight + total)
 
@@ -83,8 +83,8 @@ def test_no_terms_is_the_base_to_the_bit():
 def test_a_low_rank_sum_starts_at_rank_zero():
     """Sum in ascending order of rank: (1e8 - 1e8) + 1 is 1, and 1e8 + (1 - 1e8) would be 0."""
     a = np.array([[1e8], [-1e8], [1.0]], np.float32)
-    form = LowRank(a, np.ones((1, 3), np.float32))
-    assert reference.delta_of(form, (1, 1)) == 1.0
+    form = LowRank(a, np.ones((3, 1), np.float32))
+    assert reference.delta_of(form, np.zeros((1, 1), np.float32)) == 1.0
 
 
 @pytest.mark.parametrize(
