@@ -12,19 +12,23 @@ from typing import Literal, Protocol
 from edge_lora.adapter import BaseIdentity
 from edge_lora.errors import AdapterMismatchError, UnknownNameError, list_all
 
-SlotKind = Literal["linear", "embedding", "conv", "other"]
+SlotKind = Literal["linear", "embedding", "conv", "other", "site"]
+"""What reads a weight ("other": a norm, a bias); "site": no weight but a module's output."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One weight of the base.
+    """One weight of the base, or one site.
 
     Attributes:
-        name: The torch parameter's name, ``model.layers.0.self_attn.q_proj.weight``.
+        name: The torch parameter's name, ``model.layers.0.self_attn.q_proj.weight``; of a site the
+            module's, ``model.layers.0.mlp``, or ``from->module`` if the branch reads the input of
+            another module.
         shape: (out_features, in_features, …) as ``torch.nn.Linear`` or ``ConvNd`` stores it, also
-            for modules that store the transpose (GPT-2's Conv1D).
+            for modules that store the transpose (GPT-2's Conv1D); of a site (d_out, d_in).
         dtype: safetensors dtype name.
-        sha256: Hex digest of the weight's bytes in that shape, little-endian, row-major.
+        sha256: Hex digest of the weight's bytes in that shape, little-endian, row-major; "" for a
+            site.
         kind: What reads the weight.
         aliases: Other names of the same tensor (tied weights).
     """
@@ -65,9 +69,14 @@ class AdapterLike(Protocol):
 
 
 def fingerprint_of(slots: Iterable[Slot]) -> str:
-    """Return the sha256 (hex) over name, dtype, shape and content hash of all slots, by name."""
+    """Return the sha256 (hex) over name, dtype, shape and content hash of all slots, by name.
+
+    Sites have no content; norms and biases are named by some exports and not by others, so neither
+    counts.
+    """
     digest = hashlib.sha256()
-    for slot in sorted(slots, key=lambda s: s.name):
+    counted = [slot for slot in slots if slot.kind not in ("other", "site")]
+    for slot in sorted(counted, key=lambda s: s.name):
         digest.update(f"{slot.name}\0{slot.dtype}\0{list(slot.shape)}\0{slot.sha256}\n".encode())
     return digest.hexdigest()
 
