@@ -112,7 +112,7 @@ class SlotTable(Mapping[str, Slot]):
         if not problems:
             return
         advice = "List the slots with: edge-lora inspect BUNDLE --slots"
-        if adapter.base.fingerprint != self.fingerprint:
+        if adapter.base.fingerprint not in ("", self.fingerprint):
             advice = (
                 f"Trained on base {adapter.base.id or '?'} ({adapter.base.fingerprint[:12]}…), "
                 f"this is {self.base_id or '?'} ({self.fingerprint[:12]}…). {advice}"
@@ -121,9 +121,14 @@ class SlotTable(Mapping[str, Slot]):
         raise AdapterMismatchError(f"{list_all(title, problems)}\n{advice}")
 
     def problems(self, adapter: AdapterLike) -> list[str]:
-        """Return every reason why ``adapter`` does not fit this base; empty if it does."""
+        """Return every reason why ``adapter`` does not fit this base; empty if it does.
+
+        An unbound adapter names no base: its slots must exist with these shapes, and have these
+        hashes where it says one.
+        """
         problems = []
-        if adapter.base.fingerprint != self.fingerprint:
+        is_bound = adapter.base.fingerprint != ""
+        if is_bound and adapter.base.fingerprint != self.fingerprint:
             problems.append("it was trained on another base (fingerprints differ)")
         seen: dict[str, str] = {}
         for name, delta in adapter.deltas.items():
@@ -137,7 +142,7 @@ class SlotTable(Mapping[str, Slot]):
             seen[slot.name] = name
             if tuple(delta.shape) != slot.shape:
                 problems.append(f"{name}: made for shape {delta.shape}, slot is {slot.shape}")
-            if delta.dtype != slot.dtype:
+            if is_bound and delta.dtype != slot.dtype:
                 problems.append(f"{name}: made for dtype {delta.dtype}, slot is {slot.dtype}")
             if delta.slot_hash and delta.slot_hash != slot.slot_hash:
                 problems.append(

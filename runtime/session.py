@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,6 +213,9 @@ class Session:
             AdapterFileError: If the file is damaged.
             AdapterMismatchError: If it does not fit this base; every reason is listed.
             NoEffectError: If the outputs of a canary run do not change.
+
+        Warns:
+            UserWarning: If the file does not say on which base it was trained.
         """
         path = Path(path).absolute()
         header = json.loads(read_file(path).header)
@@ -225,6 +229,8 @@ class Session:
                     "or delete_adapter() it first"
                 )
             self.manifest.slots.check(loaded)
+            if not loaded.base.fingerprint:
+                warnings.warn(_unbound(loaded, self.manifest), stacklevel=2)
             self._prove_effect(loaded)
             self._loaded[name] = loaded
         return name
@@ -416,3 +422,11 @@ class Session:
                 problems.append(f"input {name!r} is {array.shape}, must be {spec.shape}")
         if problems:
             raise UnsupportedError(list_all("these inputs do not fit the graph", problems))
+
+
+def _unbound(loaded: LoadedAdapter, manifest: Manifest) -> str:
+    return (
+        f"adapter {loaded.name!r} does not say on which base it was trained: its slots fit "
+        f"{manifest.base_id!r}, nothing else was checked. Bind it to its base once with: "
+        "edge-lora convert FILE OUT --base BUNDLE"
+    )

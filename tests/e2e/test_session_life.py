@@ -2,12 +2,13 @@
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_lora import Adapter
+from edge_lora import Adapter, BaseIdentity
 from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
 from edge_lora.runtime import open_bundle
 
@@ -139,3 +140,16 @@ def test_a_load_gives_the_active_adapter_back_though_its_file_is_gone(
         session.load_adapter(make_mlp_adapter("sparse", 2), "b")
         assert session.active_adapters == {"a": 1.0}
         assert session.run(x)["output_0"].tobytes() == fused.tobytes()
+
+
+def test_an_unbound_adapter_loads_with_a_warning(mlp_bundle, make_mlp_adapter, x, tmp_path):
+    bound = Adapter.load(make_mlp_adapter("sparse", 1))
+    path = replace(bound, base=BaseIdentity("")).save(tmp_path / "unbound.safetensors")
+    with open_bundle(mlp_bundle, threads=1) as session:
+        with pytest.warns(UserWarning, match="edge-lora convert FILE OUT --base BUNDLE"):
+            session.load_adapter(path, "unbound")
+        session.load_adapter(make_mlp_adapter("sparse", 1), "bound")
+        with session.using("unbound"):
+            found = session.run(x)["output_0"]
+        with session.using("bound"):
+            assert session.run(x)["output_0"].tobytes() == found.tobytes()

@@ -55,6 +55,30 @@ def test_another_base_is_refused_by_name():
     assert "Trained on base other (000000000000…), this is tiny" in str(caught.value)
 
 
+def unbound(adapter):
+    return replace(adapter, base=BaseIdentity(""))
+
+
+def test_an_unbound_adapter_fits_by_names_and_shapes():
+    TABLE.check(unbound(adapter_for("embed.weight", dtype="F16")))
+
+
+def test_an_unbound_adapter_is_still_held_to_names_shapes_and_hashes():
+    delta = adapter_for("a.q_proj.weight").deltas["a.q_proj.weight"]
+    deltas = {
+        "nowhere.weight": delta,
+        "a.k_proj.weight": replace(delta, slot_hash="0" * 16),
+        **adapter_for("embed.weight", shape=(2, 4)).deltas,
+    }
+    with pytest.raises(AdapterMismatchError) as caught:
+        TABLE.check(unbound(replace(adapter_for("embed.weight"), deltas=deltas)))
+    message = str(caught.value)
+    assert "nowhere.weight: no such slot" in message
+    assert "a.k_proj.weight: trained on weight 0000000000000000" in message
+    assert "embed.weight: made for shape (2, 4)" in message
+    assert "Trained on base" not in message
+
+
 def test_every_mismatch_is_in_one_message():
     good = adapter_for("a.q_proj.weight").deltas["a.q_proj.weight"]
     wrong_shape = adapter_for("a.k_proj.weight", shape=(2, 4)).deltas["a.k_proj.weight"]
