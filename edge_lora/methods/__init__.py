@@ -18,6 +18,7 @@ from edge_lora.methods.base_slots import default_slots, find_weights, slot_table
 from edge_lora.slots import match_names
 
 METHODS: dict[str, str] = {
+    "bilora": "edge_lora.methods.bilora:BiLoRA",
     "lora": "edge_lora.methods.lora:LoRA",
     "rslora": "edge_lora.methods.lora:RsLoRA",
     "shira": "edge_lora.methods.shira:SHiRA",

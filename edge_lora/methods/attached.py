@@ -3,7 +3,7 @@
 import platform
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import edge_lora
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
+from edge_lora.codebook import Coded
 from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
-from edge_lora.forms import VALUE_DTYPES, Form
+from edge_lora.forms import VALUE_DTYPES, Form, values_of
 from edge_lora.methods.base_slots import SlotWeight
 from edge_lora.slots import SlotKind, SlotTable
 
@@ -165,7 +166,7 @@ class Attached:
         Args:
             name: Readable name.
             dtype: "F16" (default: half the bytes, 2⁻¹¹ relative error of the delta), "BF16" or
-                "F32" (exact).
+                "F32" (exact). Values that were trained as codes stay the codes that they are.
 
         Raises:
             UnsupportedError: Unknown dtype, or values too large for it (or NaN) after training.
@@ -219,19 +220,18 @@ class Attached:
 
 
 def _with_dtype(form: Form, dtype: np.dtype) -> Form:
-    changed = dict(vars(form))
-    for key, value in changed.items():
-        if isinstance(value, np.ndarray) and value.dtype != np.uint32:
-            with np.errstate(
-                over="ignore"
-            ):  # an overflow is reported by name, for all slots at once
-                changed[key] = value.astype(dtype)
-    return type(form)(**changed)
+    with np.errstate(over="ignore"):  # an overflow is reported by name, for all slots at once
+        rounded: dict[str, Any] = {
+            name: values.astype(dtype)
+            for name, values in values_of(form).items()
+            if not isinstance(values, Coded)
+        }
+    return replace(form, **rounded)
 
 
 def _is_finite(form: Form) -> bool:
-    arrays = [v for v in vars(form).values() if isinstance(v, np.ndarray) and v.dtype != np.uint32]
-    return all(bool(np.isfinite(array.astype(np.float32)).all()) for array in arrays)
+    numbers = [v.stats if isinstance(v, Coded) else v for v in values_of(form).values()]
+    return all(bool(np.isfinite(array.astype(np.float32)).all()) for array in numbers)
 
 
 def module_key(slot_name: str) -> str:

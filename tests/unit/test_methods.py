@@ -14,7 +14,10 @@ CASES = [(method, {}) for method in list_methods()] + [
     ("shira", {"trainer": "masked"}),
     ("shira", {"mask": "line"}),
     ("shira", {"mask": "struct", "density": 0.1}),
+    ("bilora", {"bits": 4, "group": 100}),
 ]
+STARTS_BESIDE_THE_BASE = {"bilora"}
+"""Methods whose adapter cannot be zero at first: codes of equal values all decode to zero."""
 IDS = ["-".join([m, *map(str, c.values())]) for m, c in CASES]
 
 
@@ -59,7 +62,8 @@ def test_lower_is_what_the_model_computes_and_detach_restores(
     before, modules = snapshot(model), list(model.modules())
     base_logits = model(**token_batches[0]).logits.detach()
     attached = attach(model, method, **config)
-    assert torch.equal(model(**token_batches[0]).logits, base_logits)  # nothing learned yet
+    first = model(**token_batches[0]).logits.detach()  # nothing learned yet
+    assert (first - base_logits).abs().max() <= (0.05 if method in STARTS_BESIDE_THE_BASE else 0)
     losses = a_few_steps(attached, token_batches[:1] * 6)
     assert losses[-1] < losses[0]
     trained_logits = model(**token_batches[0]).logits.detach()
@@ -283,6 +287,8 @@ def test_unknown_slot_pattern_suggests(tiny_llama):
         ("shira", {"mask": "snip"}, "pass calibration"),
         ("lora", {"rank": 0}, "rank is 0"),
         ("lora", {"dropout": 1.0}, "dropout is 1.0"),
+        ("bilora", {"bits": 3, "group": 0}, "bits is 3, must be one of 1, 2, 4, 8; group is 0"),
+        ("bilora", {"scale": float("nan")}, "scale is nan"),
     ],
 )
 def test_impossible_options(method, config, message, tiny_llama):

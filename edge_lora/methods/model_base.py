@@ -1,0 +1,59 @@
+"""A torch model as the base that an importer asks for names, shapes, hashes and values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edge_lora.methods.base_slots import DTYPE_NAMES, find_weights, hash_weight, slot_table
+from edge_lora.slots import Slot, SlotTable
+
+
+class ModelBase:
+    """All parameters of an unadapted torch model: its slots, and its norms and biases as "other".
+
+    The fingerprint is that of ``slot_table``: norms and biases do not count.
+    """
+
+    def __init__(self, model: nn.Module, base_id: str = "") -> None:
+        """Hold ``model``; nothing is read before it is asked for."""
+        self._model = model
+        self._base_id = base_id
+
+    @cached_property
+    def slots(self) -> SlotTable:
+        """The slots of the model, then every other floating parameter under its torch name."""
+        table = slot_table(self._model, self._base_id)
+        taken = {alias for slot in table.values() for alias in (slot.name, *slot.aliases)}
+        others: dict[int, Slot] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            if name in taken or parameter.dtype not in DTYPE_NAMES:
+                continue
+            seen = others.get(id(parameter))
+            others[id(parameter)] = (
+                replace(seen, aliases=(*seen.aliases, name))
+                if seen
+                else Slot(
+                    name,
+                    tuple(parameter.shape),
+                    DTYPE_NAMES[parameter.dtype],
+                    hash_weight(parameter.detach().reshape(max(len(parameter), 1), -1)),
+                    "other",
+                )
+            )
+        return SlotTable([*table.values(), *others.values()], table.base_id, table.fingerprint)
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Return a parameter, fp32, in the shape of its slot."""
+        name = self.slots[name].name
+        weights = find_weights(self._model)
+        if name in weights:
+            tensor = weights[name].tensor
+        else:
+            tensor = self._model.get_parameter(name).detach()
+        found: NDArray[np.float32] = tensor.float().cpu().numpy()
+        return found
