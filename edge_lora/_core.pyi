@@ -33,6 +33,13 @@ class AdapterFile:
         """The edge_lora JSON header."""
     @property
     def nbytes(self) -> int: ...
+    def at_rank(self, rank: int) -> AdapterFile:
+        """The same adapter with every low-rank form cut by ``LowRank.at_rank``; shares the bytes.
+
+        Raises:
+            UnsupportedError: If a form was not trained to work at that rank; lists the ranks that
+                all forms know.
+        """
     def low_rank(self, slot: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """All low-rank forms of a slot stacked for an unfused run; None if it has other forms.
 
@@ -70,7 +77,7 @@ class Patch:
     def changed(self) -> int:
         """Values whose bits differ from the base (0: no effect).
 
-        Low-rank parts count all values of the slot, or none where the delta is zero.
+        Low-rank and row-scale parts count all values of the slot, or none where the delta is zero.
         """
     @property
     def slots(self) -> list[str]: ...

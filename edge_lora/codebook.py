@@ -201,23 +201,31 @@ def _density(x: float) -> float:
     return 0.0 if x == -inf else exp(-x * x / 2) / sqrt(2 * pi)
 
 
+def book_problems(book: Float32, group: Group) -> list[str]:
+    """Return everything that is wrong with a book and what shares statistics."""
+    problems = []
+    if book.dtype != np.float32 or book.ndim != 1 or book.size not in {2**b for b in BITS}:
+        problems.append(f"a book of {book.size} levels, must be 2, 4, 16 or 256")
+    elif not np.isfinite(book).all() or not (book[1:] > book[:-1]).all():
+        problems.append("a book that is not finite and ascending")
+    if group not in ("tensor", "row") and not (type(group) is int and 1 <= group < 2**32):
+        problems.append(f"group {group!r}, must be 'tensor', 'row' or from 1")
+    return problems
+
+
 def problems_of(coded: Coded, name: str) -> list[str]:
     """Return everything that is wrong with coded values; empty if they can be decoded."""
-    problems = []
     book, stats = coded.book, coded.stats
-    if book.dtype != np.float32 or book.ndim != 1 or book.size not in {2**b for b in BITS}:
-        return [f"{name} has a book of {book.size} levels, must be 2, 4, 16 or 256"]
-    if not np.isfinite(book).all() or not (book[1:] > book[:-1]).all():
-        problems.append(f"{name} has a book that is not finite and ascending")
-    if coded.group not in ("tensor", "row") and not (
-        type(coded.group) is int and 1 <= coded.group < 2**32
-    ):
-        return [*problems, f"{name} has group {coded.group!r}, must be 'tensor', 'row' or from 1"]
+    problems = [f"{name} has {problem}" for problem in book_problems(book, coded.group)]
+    if problems:
+        return problems
     groups = (group_count(coded.group, coded.shape), 2)
     if stats.dtype != np.float32 or stats.shape != groups:
         problems.append(f"{name} has {stats.shape} statistics, must be {groups}")
     elif not np.isfinite(stats).all() or (stats[:, 1] < 0).any():
         problems.append(f"{name} has a mean or spread that is NaN, infinite or negative")
+    elif not _has_finite_levels(book, stats):
+        problems.append(f"{name} has a spread at which a level is not finite")
     length = ceil(coded.size * coded.bits / 8)
     if coded.codes.dtype != np.uint8 or coded.codes.shape != (length,):
         problems.append(f"{name} has {coded.codes.size} bytes of codes, must be {length}")
@@ -226,7 +234,13 @@ def problems_of(coded: Coded, name: str) -> list[str]:
     return problems
 
 
+def _has_finite_levels(book: Float32, stats: Float32) -> bool:
+    with np.errstate(over="ignore"):  # levels ascend, so the ends tell
+        ends = book[[0, -1]] * stats[:, 1:] + stats[:, :1]  # (groups, 2)
+    return bool(np.isfinite(ends).all())
+
+
 __all__ = [
-    "BITS", "Book", "Coded", "Group", "encode", "group_count", "group_size", "levels_of",
-    "nearest", "pack", "problems_of", "unpack",
+    "BITS", "Book", "Coded", "Group", "book_problems", "encode", "group_count", "group_size",
+    "levels_of", "nearest", "pack", "problems_of", "unpack",
 ]  # fmt: skip

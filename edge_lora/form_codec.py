@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora import index_codec
-from edge_lora.codebook import Coded, Group, group_count
+from edge_lora.codebook import Coded, Group, book_problems, group_count
 from edge_lora.errors import AdapterFileError
 from edge_lora.forms import (
     FORM_NAMES,
@@ -67,17 +67,20 @@ class Codebooks:
 
     @staticmethod
     def decode(heads: list[Any]) -> list[tuple[NDArray[np.float32], Group]]:
-        """Return the book and group of every codebook of a header; ``Coded`` checks them."""
+        """Return the book and group of every codebook of a header."""
         books = []
         for head in heads:
             levels = member(head, "book", list)
             if len(levels) > 256 or any(type(level) not in (int, float) for level in levels):
                 raise AdapterFileError("header is damaged: a codebook is not 2 to 256 numbers")
+            with np.errstate(over="ignore"):  # an infinite level is refused like any other
+                book = np.array(levels, np.float64).astype(np.float32)
             group = head.get("group")
             if group not in ("tensor", "row"):
                 group = natural(group, "group of a codebook")
-            with np.errstate(over="ignore"):  # an infinite level is refused like any other
-                books.append((np.array(levels, np.float64).astype(np.float32), group))
+            if problems := book_problems(book, group):
+                raise AdapterFileError(f"codebook {len(books)} has {'; '.join(problems)}")
+            books.append((book, group))
         return books
 
 
@@ -174,14 +177,12 @@ class FormReader:
     def _coded(self, key: str, array: NDArray[Any], encoding: object) -> Coded:
         if array.dtype != np.uint8 or array.ndim != 1:
             raise AdapterFileError(f"{key} is {array.dtype} {array.shape}, coded values are uint8")
-        if not isinstance(encoding, list) or not 2 <= len(encoding) <= MAX_AXES + 1:
+        if not isinstance(encoding, list) or not 1 <= len(encoding) <= MAX_AXES + 1:
             raise AdapterFileError(f"enc of {key} is {encoding!r}, must be [codebook, shape …]")
         which, *axes = [natural(n, f"enc of {key}") for n in encoding]
         if which >= len(self.books):
             raise AdapterFileError(f"{key} has codebook {which}, the file has {len(self.books)}")
         (book, group), shape = self.books[which], tuple(axes)
-        if group == 0:
-            raise AdapterFileError(f"{key} has group 0, must be 'tensor', 'row' or from 1")
         length = 8 * group_count(group, shape)
         if length > array.size:
             raise AdapterFileError(

@@ -25,7 +25,12 @@ def parse_strict(text: str | bytes) -> object:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_int=_whole_number,
+        )
     except AdapterFileError:
         raise
     except (ValueError, RecursionError) as error:
@@ -88,6 +93,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise AdapterFileError("duplicate keys in the header")
     return found
+
+
+def _whole_number(text: str) -> float:
+    return int(text) if text != "-0" else -0.0  # minus zero is no whole number to the core
 
 
 def _no_constant(text: str) -> float:

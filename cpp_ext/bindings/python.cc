@@ -19,6 +19,7 @@
 #include "edge_lora/edge_lora.h"
 #include "image.h"
 #include "layout.h"
+#include "low_rank.h"
 #include "patch.h"
 #include "status.h"
 
@@ -106,6 +107,7 @@ void BindAdapterFile(nb::module_& module) {
            "path"_a)
       .def_prop_ro("header", &AdapterFile::header)
       .def_prop_ro("nbytes", &AdapterFile::bytes)
+      .def("at_rank", &AdapterFile::AtRank, "rank"_a)
       .def(
           "low_rank",
           [](const AdapterFile& adapter, const std::string& slot) -> nb::object {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "adapter_file.h"
+#include "low_rank.h"
 #include "status.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

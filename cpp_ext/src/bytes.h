@@ -56,8 +56,9 @@ class ByteReader {
     return values;
   }
 
+  uint64_t left() const { return bytes_.size() - at_; }
   void RequireEnd() const {
-    if (at_ != bytes_.size()) Refuse();
+    if (left() != 0) Refuse();
   }
 
   [[noreturn]] void Refuse() const {
@@ -66,7 +67,7 @@ class ByteReader {
 
  private:
   const char* Step(uint64_t count, size_t size) {
-    if (count > (bytes_.size() - at_) / size) Refuse();
+    if (count > left() / size) Refuse();
     const char* from = bytes_.data() + at_;
     at_ += count * size;
     return from;

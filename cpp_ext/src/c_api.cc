@@ -9,6 +9,7 @@
 #include "edge_lora/edge_lora.h"
 #include "image.h"
 #include "layout.h"
+#include "low_rank.h"
 #include "patch.h"
 #include "status.h"
 
@@ -111,6 +112,13 @@ el_status el_adapter_open(const char* path, el_adapter** adapter) {
   return Guard([&] {
     Require(path, adapter);
     *adapter = new el_adapter{AdapterFile::Open(path)};
+  });
+}
+
+el_status el_adapter_at_rank(const el_adapter* adapter, uint32_t rank, el_adapter** out) {
+  return Guard([&] {
+    Require(adapter, out);
+    *out = new el_adapter{adapter->file->AtRank(rank)};
   });
 }
 

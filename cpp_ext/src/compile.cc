@@ -20,7 +20,13 @@ Entry MakeEntry(uint32_t offset, float value) {
 uint32_t OffsetOf(Entry entry) { return static_cast<uint32_t>(entry >> 32); }
 float ValueOf(Entry entry) { return std::bit_cast<float>(static_cast<uint32_t>(entry)); }
 
-/// Calls visit(k, n, i) for the i-th value of a form that is not low-rank.
+/// Whether a form changes every value by a formula, at the swap, instead of naming new ones.
+bool IsFormula(const WeightedForm& weighted) {
+  const Fields& fields = weighted.form->fields;
+  return std::holds_alternative<LowRank>(fields) || std::holds_alternative<RowScale>(fields);
+}
+
+/// Calls visit(k, n, i) for the i-th value of a form that is no formula.
 template <typename Visit>
 void ForEachValue(const Fields& fields, Shape shape, const Visit& visit) {
   if (const auto* sparse = std::get_if<Sparse>(&fields)) {
@@ -45,17 +51,13 @@ void ForEachValue(const Fields& fields, Shape shape, const Visit& visit) {
   }
 }
 
-const Values& ValuesOf(const Fields& fields) {
-  if (const auto* sparse = std::get_if<Sparse>(&fields)) return sparse->values;
-  if (const auto* block = std::get_if<Block>(&fields)) return block->values;
-  return std::get<Dense>(fields).values;
-}
-
 void AppendEntries(const WeightedForm& weighted, const Layout& layout,
                    std::vector<Entry>& entries) {
-  const Values& stored = ValuesOf(weighted.form->fields);
-  std::vector<float> values(stored.count);
-  ToFloat(stored, 0, stored.count, values.data());
+  std::vector<float> values;
+  ForEachValues(weighted.form->fields, [&](const Values& stored) {
+    values.resize(stored.count);
+    ToFloat(stored, 0, stored.count, values.data());
+  });
   const size_t first = entries.size();
   entries.resize(first + values.size());
   Entry* out = entries.data() + first;
@@ -144,7 +146,7 @@ void RequireFinite(const Slot& slot, const std::vector<Term>& terms) {
     const DeltaOnRect delta(terms, slot.pristine.shape(), rect);
     ForEachTile(rect, [&](const Rect& part) {
       slot.pristine.TakeTile(values, rect, part, tile);
-      delta.Sum(part, total);
+      delta.Sum(SpacedLines(tile.value[0], kLine, part.k1 - part.k0), part, total);
       if (!AddTile(total, part.k1 - part.k0, tile)) RefuseNotFinite();
     });
   }
@@ -174,9 +176,7 @@ CompiledSlot CompileSlot(const Slot& slot, uint32_t number, const std::vector<We
     RefuseNotFinite();
   }
   CompiledSlot compiled;
-  const bool is_dense = std::ranges::any_of(
-      forms, [](const WeightedForm& w) { return std::holds_alternative<LowRank>(w.form->fields); });
-  if (!is_dense) {
+  if (std::ranges::none_of(forms, IsFormula)) {
     for (uint32_t place = 0; place < slot.places.size(); ++place) {
       compiled.exchanges.push_back(
           CompileExchange(slot, number, place, forms, is_pristine, compiled.changed));
@@ -187,7 +187,8 @@ CompiledSlot CompileSlot(const Slot& slot, uint32_t number, const std::vector<We
     compiled.dense.push_back(MakeTerm(weighted.form->fields, weighted.factor));
   }
   constexpr double kSafe = 3e38;  // fp32 ends at 3.4e38; the margin is far above any rounding
-  if (!(slot.largest + BoundOf(compiled.dense) < kSafe)) RequireFinite(slot, compiled.dense);
+  if (!(slot.largest + BoundOf(compiled.dense, slot.largest) < kSafe))
+    RequireFinite(slot, compiled.dense);
   // A zero may lose its sign, which no result shows.
   compiled.changed = IsZero(compiled.dense) ? 0 : slot.pristine.shape().size();
   return compiled;

@@ -25,25 +25,47 @@ template <size_t kStep>
   for (size_t j = 0; j < kStep; ++j) total[j] += sum[j] * product.factor;
 }
 
+/// total[j] += weight[j] * scale, by outputs or by inputs.
 template <size_t kStep>
-[[gnu::always_inline]] inline void AddProductsAt(size_t k, const Product* products, size_t count,
-                                                 const Lines& base, const Lines& to) {
-  Line total[kStep] = {};
-  for (size_t t = 0; t < count; ++t) AddProduct(products[t], k, total);
+[[gnu::always_inline]] inline void AddScaled(const Product& product, const Lines& weight, size_t k,
+                                             Line (&total)[kStep]) {
+  Line by_output = {};
+  if (product.b != nullptr) Load(product.b, by_output);
   for (size_t j = 0; j < kStep; ++j) {
     Line line;
-    Load(base.base + base.offset[k + j], line);
+    Load(weight.base + weight.offset[k + j], line);
+    total[j] += line * (product.b != nullptr ? by_output : Line{} + product.a[k + j]);
+  }
+}
+
+template <size_t kStep>
+[[gnu::always_inline]] inline void AddProductsAt(size_t k, const Product* products, size_t count,
+                                                 const Lines& weight, const Lines& from,
+                                                 const Lines& to) {
+  Line total[kStep] = {};
+  for (size_t t = 0; t < count; ++t) {
+    if (products[t].rank != 0) {
+      AddProduct(products[t], k, total);
+    } else {
+      AddScaled(products[t], weight, k, total);
+    }
+  }
+  for (size_t j = 0; j < kStep; ++j) {
+    Line line;
+    Load(from.base + from.offset[k + j], line);
     Store(line + total[j], to.base + to.offset[k + j]);
   }
 }
 
-/// to = base + sum of the products, held in registers from end to end.
-EL_CLONES void AddProducts(const Product* products, size_t count, size_t inputs, const Lines& base,
-                           const Lines& to) {
+/// to = from + sum of the products, held in registers from end to end.
+EL_CLONES void AddProducts(const Product* products, size_t count, size_t inputs,
+                           const Lines& weight, const Lines& from, const Lines& to) {
   constexpr size_t kStep = 4;
   size_t k = 0;
-  for (; k + kStep <= inputs; k += kStep) AddProductsAt<kStep>(k, products, count, base, to);
-  for (; k < inputs; ++k) AddProductsAt<1>(k, products, count, base, to);
+  for (; k + kStep <= inputs; k += kStep) {
+    AddProductsAt<kStep>(k, products, count, weight, from, to);
+  }
+  for (; k < inputs; ++k) AddProductsAt<1>(k, products, count, weight, from, to);
 }
 
 EL_CLONES bool AddLines(const float* total, uint64_t inputs, float* tile) {
@@ -113,72 +135,79 @@ void AddDense(const Dense& dense, float factor, Shape shape, const Rect& part, T
   }
 }
 
-double LargestOf(const Values& values) {
-  double largest = 0;
-  std::vector<float> chunk(std::min<size_t>(values.count, 4096));
-  for (size_t first = 0; first < values.count; first += chunk.size()) {
-    const size_t count = std::min(chunk.size(), values.count - first);
-    ToFloat(values, first, count, chunk.data());
-    for (size_t i = 0; i < count; ++i) largest = std::max<double>(largest, std::fabs(chunk[i]));
-  }
-  return largest;
-}
-
-/// A number that no value of a delta, before its factor, exceeds in magnitude.
-double LargestOf(const Fields& fields) {
+/// A number that no value of a delta, before its factor, exceeds in magnitude, where the weight
+/// does not exceed `largest`.
+double LargestDelta(const Fields& fields, double largest) {
   if (const auto* low_rank = std::get_if<LowRank>(&fields)) {
     return low_rank->rank * LargestOf(low_rank->a) * LargestOf(low_rank->bt);
   }
-  if (const auto* sparse = std::get_if<Sparse>(&fields)) return LargestOf(sparse->values);
-  if (const auto* block = std::get_if<Block>(&fields)) return LargestOf(block->values);
-  return LargestOf(std::get<Dense>(fields).values);
+  double bound = 0;
+  ForEachValues(fields, [&](const Values& values) { bound = LargestOf(values); });
+  return std::holds_alternative<RowScale>(fields) ? bound * largest : bound;
 }
 
 }  // namespace
 
 DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& rect)
-    : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()) {
-  is_low_rank_ = std::ranges::all_of(
-      terms, [](const Term& term) { return std::holds_alternative<LowRank>(term.fields); });
-  const uint64_t inputs = rect.k1 - rect.k0;
-  const uint64_t outputs = rect.n1 - rect.n0;
-  const uint64_t lines = (outputs + kLine - 1) / kLine;
-  std::vector<float> row(lines * kLine);  // zero past the last output
+    : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()), are_products_(true) {
   for (size_t t = 0; t < terms.size(); ++t) {
-    const auto* low_rank = std::get_if<LowRank>(&terms[t].fields);
-    if (low_rank == nullptr) continue;
-    Factors& factors = factors_[t];
-    factors.rank = low_rank->rank;
-    factors.a.resize(factors.rank * inputs);
-    factors.b.resize(lines * factors.rank * kLine);
-    for (uint32_t r = 0; r < factors.rank; ++r) {
-      ToFloat(low_rank->a, r * shape.in + rect.k0, inputs, factors.a.data() + r * inputs);
-      ToFloat(low_rank->bt, r * shape.out + rect.n0, outputs, row.data());
-      for (uint64_t i = 0; i < lines; ++i) {
-        std::copy_n(&row[i * kLine], kLine, &factors.b[(i * factors.rank + r) * kLine]);
-      }
+    if (const auto* low_rank = std::get_if<LowRank>(&terms[t].fields)) {
+      Take(*low_rank, factors_[t]);
+    } else if (const auto* row_scale = std::get_if<RowScale>(&terms[t].fields)) {
+      Take(*row_scale, terms[t].factor, factors_[t]);
+    } else {
+      are_products_ = false;
     }
   }
 }
 
+void DeltaOnRect::Take(const LowRank& form, Factors& factors) const {
+  const uint64_t inputs = rect_.k1 - rect_.k0;
+  const uint64_t outputs = rect_.n1 - rect_.n0;
+  const uint64_t lines = (outputs + kLine - 1) / kLine;
+  std::vector<float> row(lines * kLine);  // zero past the last output
+  factors.rank = form.rank;
+  factors.a.resize(form.rank * inputs);
+  factors.b.resize(lines * form.rank * kLine);
+  for (uint32_t r = 0; r < form.rank; ++r) {
+    ToFloat(form.a, r * shape_.in + rect_.k0, inputs, factors.a.data() + r * inputs);
+    ToFloat(form.bt, r * shape_.out + rect_.n0, outputs, row.data());
+    for (uint64_t i = 0; i < lines; ++i) {
+      std::copy_n(&row[i * kLine], kLine, &factors.b[(i * form.rank + r) * kLine]);
+    }
+  }
+}
+
+void DeltaOnRect::Take(const RowScale& form, float factor, Factors& factors) const {
+  const uint64_t first = form.rows ? rect_.n0 : rect_.k0;
+  const uint64_t count = (form.rows ? rect_.n1 : rect_.k1) - first;
+  std::vector<float>& scale = form.rows ? factors.b : factors.a;
+  scale.resize((count + kLine - 1) / kLine * kLine);  // zero past the last output
+  ToFloat(form.values, first, count, scale.data());
+  for (float& value : scale) value *= factor;
+}
+
 Product DeltaOnRect::ProductOn(size_t term, const Rect& part) const {
   const Factors& factors = factors_[term];
-  return {factors.a.data() + part.k0 - rect_.k0,
-          factors.b.data() + (part.n0 - rect_.n0) * factors.rank, rect_.k1 - rect_.k0, factors.rank,
-          terms_[term].factor};
+  const uint64_t k = part.k0 - rect_.k0;
+  const uint64_t n = part.n0 - rect_.n0;
+  if (factors.rank == 0 && factors.b.empty()) return {factors.a.data() + k, nullptr, 0, 0, 1.0F};
+  if (factors.rank == 0) return {nullptr, factors.b.data() + n, 0, 0, 1.0F};
+  return {factors.a.data() + k, factors.b.data() + n * factors.rank, rect_.k1 - rect_.k0,
+          factors.rank, terms_[term].factor};
 }
 
 void DeltaOnRect::AddTo(const Lines& base, const Rect& part, const Lines& to) const {
   const uint64_t inputs = part.k1 - part.k0;
-  if (is_low_rank_) {
+  if (are_products_) {
     thread_local std::vector<Product> products;
     products.clear();
     for (size_t t = 0; t < terms_.size(); ++t) products.push_back(ProductOn(t, part));
-    AddProducts(products.data(), products.size(), inputs, base, to);
+    AddProducts(products.data(), products.size(), inputs, base, base, to);
     return;
   }
   Tile total;
-  Sum(part, total);
+  Sum(base, part, total);
   Tile tile;
   const Lines lines = SpacedLines(tile.value[0], kLine, inputs);
   CopyLines(base, lines, inputs);
@@ -186,15 +215,15 @@ void DeltaOnRect::AddTo(const Lines& base, const Rect& part, const Lines& to) co
   CopyLines(lines, to, inputs);
 }
 
-void DeltaOnRect::Sum(const Rect& part, Tile& total) const {
+void DeltaOnRect::Sum(const Lines& base, const Rect& part, Tile& total) const {
   const uint64_t inputs = part.k1 - part.k0;
   std::fill_n(total.value[0], inputs * kLine, 0.0F);
   for (size_t t = 0; t < terms_.size(); ++t) {
     const Term& term = terms_[t];
-    if (factors_[t].rank != 0) {
+    if (IsProduct(t)) {
       const Product product = ProductOn(t, part);
       const Lines lines = SpacedLines(total.value[0], kLine, inputs);
-      AddProducts(&product, 1, inputs, lines, lines);
+      AddProducts(&product, 1, inputs, base, lines, lines);
     } else if (const auto* sparse = std::get_if<Sparse>(&term.fields)) {
       AddSparse(*sparse, term.factor, shape_, part, total);
     } else if (const auto* block = std::get_if<Block>(&term.fields)) {
@@ -209,17 +238,19 @@ bool AddTile(const Tile& total, uint64_t inputs, Tile& tile) {
   return AddLines(total.value[0], inputs, tile.value[0]);
 }
 
-double BoundOf(std::span<const Term> terms) {
+double BoundOf(std::span<const Term> terms, double largest) {
   double bound = 0;
   for (const Term& term : terms) {
-    bound += LargestOf(term.fields) * std::max(1.0, std::fabs(static_cast<double>(term.factor)));
+    bound += LargestDelta(term.fields, std::max(1.0, largest)) *
+             std::max(1.0, std::fabs(static_cast<double>(term.factor)));
   }
   return bound;
 }
 
 bool IsZero(std::span<const Term> terms) {
-  return std::ranges::all_of(
-      terms, [](const Term& term) { return term.factor == 0 || LargestOf(term.fields) == 0; });
+  return std::ranges::all_of(terms, [](const Term& term) {
+    return term.factor == 0 || LargestDelta(term.fields, 1) == 0;
+  });
 }
 
 }  // namespace edge_lora

@@ -36,6 +36,24 @@ const DensePart* DenseOf(const Patch* patch, size_t slot) {
   return found != patch->denses.end() ? &*found : nullptr;
 }
 
+/// Throws Error(kUnsupported) with every slot whose forms are beside the weights.
+void RequireFusible(const Parts& parts) {
+  std::vector<std::string> problems;
+  for (const auto& part : parts) {
+    for (const Delta& delta : part.first->deltas()) {
+      const auto is_beside = [](const Form& form) {
+        return std::holds_alternative<Bottleneck>(form.fields);
+      };
+      if (std::ranges::any_of(delta.forms, is_beside)) {
+        problems.push_back(delta.slot + ": a bottleneck runs unfused");
+      }
+    }
+  }
+  if (!problems.empty()) {
+    throw Error(Code::kUnsupported, ListAll("the adapter cannot be fused", problems));
+  }
+}
+
 std::atomic<uint64_t> images_made{0};
 
 }  // namespace
@@ -149,6 +167,7 @@ bool Image::AddPlace(const std::string& name, std::shared_ptr<const Layout> layo
 std::shared_ptr<Patch> Image::Compile(const Parts& parts) {
   const std::scoped_lock hold(mutex_);
   RequireOpen();
+  RequireFusible(parts);
   std::vector<std::string> problems;
   std::map<size_t, std::vector<WeightedForm>> forms_of;
   for (const auto& [adapter, weight] : parts) {

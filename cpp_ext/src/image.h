@@ -48,9 +48,9 @@ class Image {
   Image(const Image&) = delete;
   Image& operator=(const Image&) = delete;
 
-  /// Declares a slot and where its pristine fp32 weight lies on disk.
   /// Lets adapters call a slot (tied weights) by another name too.
   void AddAlias(const std::string& name, const std::string& alias);
+  /// Declares a slot and where its pristine fp32 weight lies on disk.
   void AddSlot(const std::string& name, Shape shape, const std::string& path, uint64_t offset,
                Stored stored);
   /// Binds a block to the slot, if it holds exactly the slot's pristine weight: every value is

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "adapter_file.h"
+#include "forms.h"
 
 namespace edge_lora {
 

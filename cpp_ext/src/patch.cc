@@ -49,23 +49,13 @@ bool HasRuns(std::span<const uint32_t> offsets, size_t run) {
 
 /// Makes `values` point to a copy that `term` owns.
 void Own(Values& values, Term& term) {
+  const size_t codes = values.data_bytes();
   const std::shared_ptr<std::byte[]> copy(new std::byte[values.bytes()]);
-  std::copy_n(values.data, values.bytes(), copy.get());
+  std::copy_n(values.data, codes, copy.get());
+  std::copy_n(values.coding.stats, values.stats_bytes(), copy.get() + codes);
   values.data = copy.get();
+  if (values.is_coded()) values.coding.stats = copy.get() + codes;
   term.owned.push_back(copy);
-}
-
-size_t BytesOf(const Fields& fields) {
-  if (const auto* low_rank = std::get_if<LowRank>(&fields)) {
-    return low_rank->a.bytes() + low_rank->bt.bytes();
-  }
-  if (const auto* sparse = std::get_if<Sparse>(&fields)) {
-    return sparse->indices.size() * sizeof(uint32_t) + sparse->values.bytes();
-  }
-  if (const auto* block = std::get_if<Block>(&fields)) {
-    return block->indices.size() * sizeof(uint32_t) + block->values.bytes();
-  }
-  return std::get<Dense>(fields).values.bytes();
 }
 
 }  // namespace
@@ -76,7 +66,10 @@ size_t Patch::bytes() const {
     bytes += part.offsets.size() * sizeof(uint32_t) + part.values.size() * sizeof(float);
   }
   for (const DensePart& part : denses) {
-    for (const Term& term : part.terms) bytes += BytesOf(term.fields);
+    for (const Term& term : part.terms) {
+      ForEachValues(term.fields, [&](const Values& values) { bytes += values.bytes(); });
+      bytes += IndicesOf(term.fields).size() * sizeof(uint32_t);
+    }
   }
   return bytes;
 }
@@ -110,13 +103,7 @@ ExchangePart MakeExchange(uint32_t slot, uint32_t place, std::vector<uint32_t> o
 
 Term MakeTerm(const Fields& fields, float factor) {
   Term term{fields, factor, {}};
-  if (auto* low_rank = std::get_if<LowRank>(&term.fields)) {
-    Own(low_rank->a, term);
-    Own(low_rank->bt, term);
-  }
-  if (auto* sparse = std::get_if<Sparse>(&term.fields)) Own(sparse->values, term);
-  if (auto* block = std::get_if<Block>(&term.fields)) Own(block->values, term);
-  if (auto* dense = std::get_if<Dense>(&term.fields)) Own(dense->values, term);
+  ForEachValues(term.fields, [&](Values& values) { Own(values, term); });
   return term;
 }
 

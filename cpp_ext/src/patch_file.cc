@@ -10,16 +10,25 @@
 namespace edge_lora {
 namespace {
 
-constexpr uint64_t kMagic = 0x3148435441504c45;  // "ELPATCH1"
+constexpr uint64_t kMagic = 0x3248435441504c45;  // "ELPATCH2"
 constexpr size_t kDigestBytes = 64;              // hex
 
-enum class Kind : uint8_t { kLowRank, kSparse, kBlock, kDense };
+enum class Kind : uint8_t { kLowRank, kSparse, kBlock, kDense, kRowScale };
 
 void Put(ByteWriter& out, const std::string& text) { out.PutAll(text); }
 
+void Put(ByteWriter& out, const std::byte* bytes, size_t count) {
+  out.PutAll(std::string_view(reinterpret_cast<const char*>(bytes), count));
+}
+
 void Put(ByteWriter& out, const Values& values) {
   out.Put(values.dtype);
-  out.PutAll(std::string_view(reinterpret_cast<const char*>(values.data), values.bytes()));
+  if (values.is_coded()) {
+    out.PutAll(*values.coding.book);
+    out.Put(values.coding.group);
+    Put(out, values.coding.stats, values.stats_bytes());
+  }
+  Put(out, values.data, values.data_bytes());
 }
 
 void Put(ByteWriter& out, const Term& term) {
@@ -36,6 +45,9 @@ void Put(ByteWriter& out, const Term& term) {
     out.Put(block->rows);
     out.PutAll(block->indices);
     Put(out, block->values);
+  } else if (const auto* row_scale = std::get_if<RowScale>(&term.fields)) {
+    out.Put(row_scale->rows);
+    Put(out, row_scale->values);
   } else {
     Put(out, std::get<Dense>(term.fields).values);
   }
@@ -106,16 +118,43 @@ class Reader {
   }
 
   /// The bytes are held by `held_` until MakeTerm has copied them.
-  Values ReadValues(size_t count) {
-    Values values;
-    values.dtype = in_.Get<Dtype>();
-    Require(IsFloat(values.dtype));
+  const std::byte* ReadBytes(uint64_t wanted) {
     const auto& bytes = held_.emplace_back(in_.GetAll<std::byte>());
-    values.data = bytes.data();
-    values.count = count;
-    const size_t size = SizeOf(values.dtype);
-    Require(bytes.size() % size == 0 && bytes.size() / size == count);
+    Require(bytes.size() == wanted);
+    return bytes.data();
+  }
+
+  /// Nothing is computed from `count` before it is known not to exceed what codes of one bit hold.
+  Values ReadValues(uint64_t count) {
+    Values values{in_.Get<Dtype>(), nullptr, count};
+    Require(count / 8 <= in_.left());
+    if (values.dtype == Dtype::kU8) {
+      values.coding = ReadCoding(count);
+    } else {
+      Require(IsFloat(values.dtype));
+    }
+    values.data = ReadBytes(values.data_bytes());
     return values;
+  }
+
+  Coding ReadCoding(uint64_t count) {
+    auto levels = in_.GetAll<float>();
+    Require(IsSoundBook(levels));
+    Coding coding;
+    coding.book = Shared(std::move(levels));
+    coding.group = in_.Get<uint64_t>();
+    Require(coding.group > 0);
+    coding.stats = ReadBytes(coding.stats_bytes(count));
+    Require(HasSoundStats(coding, count));
+    return coding;
+  }
+
+  /// One copy of a book for all that is coded with it.
+  Book Shared(std::vector<float> levels) {
+    const auto same = [&](const Book& book) { return *book == levels; };
+    const auto found = std::ranges::find_if(books_, same);
+    if (found != books_.end()) return *found;
+    return books_.emplace_back(std::make_shared<const std::vector<float>>(std::move(levels)));
   }
 
   std::vector<uint32_t> ReadIndices(uint64_t limit) {
@@ -156,6 +195,12 @@ class Reader {
         block.values = ReadValues(block.indices.size() * (block.rows ? shape.in : shape.out));
         return MakeTerm(block, factor);
       }
+      case Kind::kRowScale: {
+        RowScale row_scale;
+        row_scale.rows = in_.Get<uint8_t>() != 0;
+        row_scale.values = ReadValues(row_scale.rows ? shape.out : shape.in);
+        return MakeTerm(row_scale, factor);
+      }
       case Kind::kDense:
         return MakeTerm(edge_lora::Dense{ReadValues(shape.size())}, factor);
       default:
@@ -177,6 +222,7 @@ class Reader {
   ByteReader in_;
   const std::vector<Slot>& slots_;
   std::vector<std::vector<std::byte>> held_;
+  std::vector<Book> books_;
 };
 
 }  // namespace

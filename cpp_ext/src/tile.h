@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "adapter_file.h"
 #include "file.h"
+#include "forms.h"
 #include "layout.h"
 #include "simd.h"
 

@@ -1,7 +1,10 @@
 #include "values.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "simd.h"
 
@@ -70,6 +73,7 @@ const char* NameOf(Dtype dtype) {
 }
 
 void ToFloat(const Values& values, size_t first, size_t count, float* out) {
+  if (values.is_coded()) return Decode(values.coding, values.data, first, count, out);
   const std::byte* data = values.data + first * SizeOf(values.dtype);
   switch (values.dtype) {
     case Dtype::kF16:
@@ -82,6 +86,7 @@ void ToFloat(const Values& values, size_t first, size_t count, float* out) {
 }
 
 bool AllFinite(const Values& values) {
+  if (values.is_coded()) return HasSoundStats(values.coding, values.count);
   switch (values.dtype) {
     case Dtype::kF16:
       return !AnySpecial<uint16_t, 0x7c00>(values.data, values.count);
@@ -90,6 +95,18 @@ bool AllFinite(const Values& values) {
     default:
       return !AnySpecial<uint32_t, 0x7f800000>(values.data, values.count);
   }
+}
+
+double LargestOf(const Values& values) {
+  if (values.is_coded()) return LargestLevel(values.coding, values.count);
+  double largest = 0;
+  std::vector<float> chunk(std::min<size_t>(values.count, 4096));
+  for (size_t first = 0; first < values.count; first += chunk.size()) {
+    const size_t count = std::min(chunk.size(), values.count - first);
+    ToFloat(values, first, count, chunk.data());
+    for (size_t i = 0; i < count; ++i) largest = std::max<double>(largest, std::fabs(chunk[i]));
+  }
+  return largest;
 }
 
 }  // namespace edge_lora

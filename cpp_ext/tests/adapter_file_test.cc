@@ -4,6 +4,7 @@
 
 #include "adapter_writer.h"
 #include "check.h"
+#include "low_rank.h"
 
 using namespace edge_lora;
 

@@ -20,7 +20,7 @@ Values ViewOf(const std::vector<float>& values) {
   return {Dtype::kF32, reinterpret_cast<const std::byte*>(values.data()), values.size()};
 }
 
-/// The sum of a low-rank, a sparse, a block and a dense term, to the bit, whatever the tails.
+/// The sum of terms of every kind, to the bit, whatever the tails.
 void CheckSum(Shape shape, uint32_t rank) {
   const auto a = Random(rank * shape.in, 1);
   const auto bt = Random(rank * shape.out, 2);
@@ -38,13 +38,23 @@ void CheckSum(Shape shape, uint32_t rank) {
   terms.push_back(MakeTerm(Block{true, {n_last}, ViewOf(row)}, 1.1F));
   terms.push_back(MakeTerm(Block{false, {0}, ViewOf(column)}, -0.9F));
   terms.push_back(MakeTerm(Dense{ViewOf(all)}, 0.5F));
+  terms.push_back(MakeTerm(RowScale{true, ViewOf(column)}, 0.4F));
+  terms.push_back(MakeTerm(RowScale{false, ViewOf(row)}, -1.2F));
 
   const Rect rect{0, shape.in, 0, shape.out};
   const DeltaOnRect delta(terms, shape, rect);
+  const auto weight = Random(shape.size(), 7);
   double largest = 0;
   ForEachTile(rect, [&](const Rect& part) {
+    Tile base = {};
+    for (uint64_t k = part.k0; k < part.k1; ++k) {
+      for (uint64_t n = part.n0; n < part.n1; ++n) {
+        base.value[k - part.k0][n - part.n0] = weight[n * shape.in + k];
+      }
+    }
+    const Lines lines = SpacedLines(base.value[0], kLine, part.k1 - part.k0);
     Tile total;
-    delta.Sum(part, total);
+    delta.Sum(lines, part, total);
     for (uint64_t k = part.k0; k < part.k1; ++k) {
       for (uint64_t n = part.n0; n < part.n1; ++n) {
         float product = 0;
@@ -58,12 +68,14 @@ void CheckSum(Shape shape, uint32_t rank) {
         if (n == n_last) wanted += row[k] * 1.1F;
         if (k == 0) wanted += column[n] * -0.9F;
         wanted += all[flat] * 0.5F;
+        wanted += weight[flat] * (column[n] * 0.4F);
+        wanted += weight[flat] * (row[k] * -1.2F);
         CHECK(total.value[k - part.k0][n - part.n0] == wanted);
         largest = std::max<double>(largest, std::abs(wanted));
       }
     }
   });
-  CHECK(largest <= BoundOf(terms));
+  CHECK(largest <= BoundOf(terms, LargestOf(ViewOf(weight))));
 }
 
 }  // namespace

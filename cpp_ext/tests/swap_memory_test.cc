@@ -69,8 +69,11 @@ struct Outcome {
   bool is_damaged = false;
 };
 
+enum class Kind : uint8_t { kLowRank, kRows };
+
 /// Swaps from one patch to another while `failures` allocations fail after `allowed` ones.
-Outcome Attempt(const std::string& path, bool from_low_rank, int64_t allowed, int64_t failures) {
+Outcome Attempt(const std::string& path, Kind from_kind, Kind to_kind, int64_t allowed,
+                int64_t failures) {
   Image image(2);
   image.AddSlot("w", kShape, path, 0, Stored::kOutIn);
   const auto layout = PanelLayout(kShape);
@@ -80,9 +83,11 @@ Outcome Attempt(const std::string& path, bool from_low_rank, int64_t allowed, in
   }
   const auto base = block;
   CHECK(image.AddPlace("w", layout, block.data(), block.size() * sizeof(float)));
-  auto from = image.Compile({{LowRankAdapter(), 1.0}});
-  auto to = image.Compile({{RowAdapter(), 1.0}});
-  if (!from_low_rank) from.swap(to);
+  const auto compile = [&](Kind kind, double weight) {
+    return image.Compile({{kind == Kind::kRows ? RowAdapter() : LowRankAdapter(), weight}});
+  };
+  const auto from = compile(from_kind, 1.0);
+  const auto to = compile(to_kind, 2.0);
   image.Swap(to);
   const auto wanted = block;
   image.Swap(from);
@@ -124,11 +129,13 @@ int main() {
   const std::string path = TestPath("weights");
   WriteTo(path, BytesOf(std::vector<float>(kShape.size(), 1.0F)));
   bool was_damaged = false;
-  for (const bool from_low_rank : {true, false}) {
+  for (const auto& [from, to] :
+       {std::pair(Kind::kLowRank, Kind::kRows), std::pair(Kind::kRows, Kind::kLowRank),
+        std::pair(Kind::kLowRank, Kind::kLowRank)}) {
     for (const int64_t failures : {int64_t{1}, kAll}) {
       int64_t refused = 0;
       for (int64_t allowed = 0; allowed < 100; ++allowed) {
-        const Outcome outcome = Attempt(path, from_low_rank, allowed, failures);
+        const Outcome outcome = Attempt(path, from, to, allowed, failures);
         CHECK(!outcome.is_damaged || failures == kAll);  // one failure alone is always undone
         was_damaged = was_damaged || outcome.is_damaged;
         refused += outcome.is_done ? 0 : 1;

@@ -91,6 +91,10 @@ EL_API size_t el_live_blocks(el_block* blocks, size_t capacity);
 
 /// Opens, validates and decodes a file. Close with el_adapter_close.
 EL_API el_status el_adapter_open(const char* path, el_adapter** adapter);
+/// The same adapter cut to the first `rank` rows of every low-rank form, with the scale that the
+/// form has there; shares the bytes. EL_UNSUPPORTED, with the known ranks, if it does not work at
+/// that rank. Close with el_adapter_close, in any order.
+EL_API el_status el_adapter_at_rank(const el_adapter* adapter, uint32_t rank, el_adapter** out);
 EL_API void el_adapter_close(el_adapter* adapter);
 /// The edge_lora JSON header. Lives as long as the adapter.
 EL_API const char* el_adapter_header(const el_adapter* adapter);
@@ -166,7 +170,8 @@ EL_API el_status el_image_merged(el_image* image, const char* name, float* weigh
 /* Patches. Free with el_patch_free; an image keeps the one that is in. */
 
 EL_API uint64_t el_patch_bytes(const el_patch* patch);
-/// Values whose bits differ from the base; low-rank parts count all values of the slot.
+/// Values whose bits differ from the base; low-rank and row-scale parts count all values of the
+/// slot.
 EL_API uint64_t el_patch_changed(const el_patch* patch);
 EL_API size_t el_patch_slot_count(const el_patch* patch);
 /// Null if there is none. Lives as long as the patch.
