@@ -4,7 +4,7 @@ Adding a method is one file with a class like ``edge_lora.methods.attached.Metho
 ``METHODS``; its command-line choice and the generic tests follow from the row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
@@ -14,10 +14,12 @@ from torch import nn
 
 from edge_lora.errors import EdgeLoraError, UnknownNameError, unknown_name
 from edge_lora.methods.attached import Attached, BaseState, Method
-from edge_lora.methods.base_slots import default_slots, find_weights, slot_table
-from edge_lora.slots import match_names
+from edge_lora.methods.base_slots import SlotWeight, default_slots, find_weights, slot_table
+from edge_lora.methods.sites import Site, default_sites, match_sites
+from edge_lora.slots import SlotTable, match_names
 
 METHODS: dict[str, str] = {
+    "biadaptformer": "edge_lora.methods.biadaptformer:BiAdaptFormer",
     "bilora": "edge_lora.methods.bilora:BiLoRA",
     "lora": "edge_lora.methods.lora:LoRA",
     "rslora": "edge_lora.methods.lora:RsLoRA",
@@ -61,7 +63,8 @@ def attach(
         method: One of ``list_methods()``.
         slots: Shell globs over slot names (``"*.q_proj"``), among the kinds of slots that the
             method can adapt. By default every linear slot except the output head and tied
-            embeddings.
+            embeddings. Of methods that stand at sites: globs over module names (``"*.mlp"``),
+            by default the modules named ``mlp``; see ``edge_lora.methods.sites``.
         **config: Fields of the method's config, such as ``density`` or ``rank``.
 
     Raises:
@@ -78,18 +81,11 @@ def attach(
     settings = _make_config(method, method_class, config)
     if model in _adapted:
         raise EdgeLoraError("this model is adapted already. Call attached.detach() first")
-    weights = find_weights(model)
-    usable = {name: w for name, w in weights.items() if w.kind in method_class.kinds}
-    names = default_slots(model, usable) if slots is None else match_names(slots, list(usable))
-    if not names:
-        raise UnknownNameError(
-            f"method {method!r} finds no slot by default in {type(model).__name__}: "
-            f"it adapts {', '.join(sorted(method_class.kinds))}. Name slots with slots=[…]"
-        )
-    table = slot_table(model)
+    places = _places(model, method, method_class, slots)
+    table = _with_sites(slot_table(model), places)
     state = BaseState.freeze(model)
     try:
-        trained = method_class.attach(model, {name: usable[name] for name in names}, settings)
+        trained = method_class.attach(model, places, settings)
     except BaseException:
         state.restore()
         raise
@@ -101,6 +97,35 @@ def attach(
         _adapted.discard(model)
 
     return Attached(model, method, settings, table, trained, take_off)
+
+
+def _places(
+    model: nn.Module, method: str, method_class: type[Method], patterns: Sequence[str] | None
+) -> dict[str, SlotWeight] | dict[str, Site]:
+    places: dict[str, SlotWeight] | dict[str, Site]
+    if "site" in method_class.kinds:
+        places = default_sites(model) if patterns is None else match_sites(model, patterns)
+    else:
+        weights = find_weights(model)
+        usable = {name: w for name, w in weights.items() if w.kind in method_class.kinds}
+        if patterns is None:
+            names = default_slots(model, usable)
+        else:
+            names = match_names(patterns, list(usable))
+        places = {name: usable[name] for name in names}
+    if not places:
+        where = "modules named mlp" if "site" in method_class.kinds else "linear layers"
+        raise UnknownNameError(
+            f"method {method!r} finds no slot by default in {type(model).__name__}: "
+            f"it has no {where}. Name slots with slots=[…]"
+        )
+    return places
+
+
+def _with_sites(table: SlotTable, places: Mapping[str, SlotWeight | Site]) -> SlotTable:
+    """Return the table with the sites that are used; they do not count in its fingerprint."""
+    sites = [place.slot() for place in places.values() if isinstance(place, Site)]
+    return SlotTable([*table.values(), *sites], table.base_id, table.fingerprint)
 
 
 def _make_config(method: str, method_class: type[Method], config: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -15,7 +15,6 @@ from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.codebook import Coded
 from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
 from edge_lora.forms import VALUE_DTYPES, Form, values_of
-from edge_lora.methods.base_slots import SlotWeight
 from edge_lora.slots import SlotKind, SlotTable
 
 Config = Any
@@ -55,15 +54,18 @@ class Method(Protocol):
         config_class: Frozen dataclass; its fields are the keywords of
             ``edge_lora.methods.attach``. A field with ``metadata={"recorded": False}`` stays out
             of the adapter's provenance.
-        kinds: What sort of slots it can adapt.
+        kinds: What sort of slots it can adapt; {"site"} alone: it stands beside modules.
     """
 
     config_class: ClassVar[type]
     kinds: ClassVar[frozenset[SlotKind]]
 
     @staticmethod
-    def attach(model: nn.Module, slots: Mapping[str, SlotWeight], config: Config) -> Trained:
-        """Install the method on ``slots`` of ``model``, whose parameters are all frozen already."""
+    def attach(model: nn.Module, slots: Mapping[str, Any], config: Config) -> Trained:
+        """Install the method on ``model``, whose parameters are all frozen already.
+
+        ``slots`` are of type SlotWeight, or Site where the method's kind is that.
+        """
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What every training method promises, parametrised over the table of methods."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edge_lora import Adapter, Sparse, reference
 from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
+from edge_lora.forms import Bottleneck, to_fp32
 from edge_lora.methods import attach, find_weights, list_methods
 
 CASES = [(method, {}) for method in list_methods()] + [
@@ -15,8 +18,10 @@ CASES = [(method, {}) for method in list_methods()] + [
     ("shira", {"mask": "line"}),
     ("shira", {"mask": "struct", "density": 0.1}),
     ("bilora", {"bits": 4, "group": 100}),
+    ("biadaptformer", {"bits": None, "act": "gelu"}),
+    ("biadaptformer", {"bits": 2, "placement": "sequential", "slots": ["*.[01]"], "scale": 10.0}),
 ]
-STARTS_BESIDE_THE_BASE = {"bilora"}
+STARTS_BESIDE_THE_BASE = {"bilora", "biadaptformer"}
 """Methods whose adapter cannot be zero at first: codes of equal values all decode to zero."""
 IDS = ["-".join([m, *map(str, c.values())]) for m, c in CASES]
 
@@ -41,11 +46,29 @@ def assert_untouched(model, before):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def bottleneck(form, x, y):
+    """The network beside a site, in NumPy: x and y are the site's input and output."""
+    act = {
+        "none": lambda h: h,
+        "relu": lambda h: np.maximum(h, 0),
+        "gelu": lambda h: h * (1 + np.vectorize(math.erf)(h / math.sqrt(2))) / 2,
+    }[form.act]
+    z = x if form.placement == "parallel" else y
+    return y + form.scale * act(z @ to_fp32(form.down).T) @ to_fp32(form.up).T
+
+
 def fused(model, adapter):
-    """Write an adapter into the weights by the NumPy reference alone."""
+    """Write an adapter into the weights, or beside them, by NumPy alone."""
     weights = find_weights(model)
     with torch.no_grad():
         for name, delta in adapter.deltas.items():
+            if isinstance(delta.forms[0], Bottleneck):
+                model.get_submodule(name).register_forward_hook(
+                    lambda _, inputs, y, form=delta.forms[0]: torch.from_numpy(
+                        bottleneck(form, inputs[0].numpy(), y.numpy()).astype(np.float32)
+                    )
+                )
+                continue
             tensor = weights[name].tensor
             terms = [(form, adapter.alpha) for form in delta.forms]
             new = reference.apply(np.ascontiguousarray(tensor.float().numpy()), terms)
@@ -76,7 +99,8 @@ def test_lower_is_what_the_model_computes_and_detach_restores(
     read = Adapter.load(adapter.save(tmp_path / "skill.safetensors"))
     attached.slots.check(read)
     assert read.content_hash == adapter.content_hash
-    logits = fused(model, read)(**token_batches[0]).logits
+    with torch.no_grad():
+        logits = fused(model, read)(**token_batches[0]).logits
     assert (trained_logits - base_logits).abs().max() > 1e-2
     torch.testing.assert_close(logits, trained_logits, rtol=1e-4, atol=2e-5)
 
@@ -121,7 +145,7 @@ def test_state_of_another_attachment_is_refused(tiny_llama):
 def test_gradient_checkpointing_gives_the_same_gradients(method, reentrant):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 64), nn.GELU(), nn.Linear(64, 8))
-    attached = attach(model, method)
+    attached = attach(model, method, ["0", "2"])
     with torch.no_grad():
         for parameter in attached.parameters():
             parameter.normal_(std=0.1)
@@ -289,6 +313,7 @@ def test_unknown_slot_pattern_suggests(tiny_llama):
         ("lora", {"dropout": 1.0}, "dropout is 1.0"),
         ("bilora", {"bits": 3, "group": 0}, "bits is 3, must be one of 1, 2, 4, 8; group is 0"),
         ("bilora", {"scale": float("nan")}, "scale is nan"),
+        ("biadaptformer", {"act": "swish", "bits": 5}, "bits is 5.*act is 'swish'.*gelu_tanh"),
     ],
 )
 def test_impossible_options(method, config, message, tiny_llama):
