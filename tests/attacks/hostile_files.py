@@ -273,7 +273,7 @@ FORMS = {
     "no forms": adapter([], {}),
     "forms an object": adapter({"0": sparse_head()}),
     "form null": adapter([None]),
-    "unknown form": adapter([sparse_head(form="bottleneck")]),
+    "unknown form": adapter([sparse_head(form="hadamard")]),
     "unknown mode": adapter([sparse_head(mode="multiply")]),
     "mode missing": adapter([{k: v for k, v in sparse_head().items() if k != "mode"}]),
     "scale missing": adapter([{k: v for k, v in sparse_head().items() if k != "scale"}]),

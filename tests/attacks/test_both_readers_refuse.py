@@ -1,26 +1,31 @@
 """Hostile files, given to the NumPy reader and to the compiled core: both refuse the same ones."""
 
-import importlib.util
 import os
 import struct
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_lora import Adapter
+from edge_lora import Adapter, LowRank
 from edge_lora.errors import AdapterFileError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hostile_coded as coded
+import hostile_files as files
+import hostile_kinds as kinds
 
 native = pytest.importorskip("edge_lora.native", exc_type=ImportError)
 
-_spec = importlib.util.spec_from_file_location(
-    "hostile_files", Path(__file__).with_name("hostile_files.py")
-)
-files = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(files)
-
 READERS = {"numpy": Adapter.load, "core": native.AdapterFile}
+SOUND = {**files.SOUND, **coded.SOUND, **kinds.SOUND}
+HOSTILE = {
+    **files.HOSTILE,
+    **{f"codes: {name}": blob for name, blob in coded.HOSTILE.items()},
+    **{f"kinds: {name}": blob for name, blob in kinds.HOSTILE.items()},
+}
 
 
 @pytest.fixture(params=READERS)
@@ -28,23 +33,23 @@ def read(request):
     return READERS[request.param]
 
 
-@pytest.mark.parametrize("case", files.HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE)
 def test_refused(case, read, tmp_path):
     path = tmp_path / "hostile.safetensors"
-    path.write_bytes(files.HOSTILE[case])
+    path.write_bytes(HOSTILE[case])
     with pytest.raises(AdapterFileError) as caught:
         read(str(path))
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("case", files.SOUND)
+@pytest.mark.parametrize("case", SOUND)
 def test_sound_and_equal(case, tmp_path):
     path = tmp_path / "sound.safetensors"
-    path.write_bytes(files.SOUND[case])
+    path.write_bytes(SOUND[case])
     adapter, core = Adapter.load(path), native.AdapterFile(str(path))
     (slot,) = adapter.deltas
     stacked = core.low_rank(slot)
-    only_low_rank = all(hasattr(form, "rank") for form in adapter.deltas[slot].forms)
+    only_low_rank = all(isinstance(form, LowRank) for form in adapter.deltas[slot].forms)
     assert (stacked is not None) == only_low_rank
 
 
@@ -106,7 +111,7 @@ def test_random_damage(tmp_path):
     """Whatever a few flipped bytes do, both readers agree on whether the file is sound."""
     rng = np.random.default_rng(5)
     path = tmp_path / "damaged"
-    for blob in files.SOUND.values():
+    for blob in SOUND.values():
         for _ in range(40):
             damaged = np.frombuffer(blob, np.uint8).copy()
             at = rng.integers(0, damaged.size, 2)
