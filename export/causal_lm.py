@@ -98,6 +98,7 @@ def plan_causal_lm(model: torch.nn.Module) -> Plan:
             for batch, seq, past in ((1, 1, 0), (2, 5, 0), (1, 1, 7), (2, 5, 7))
         ),
         config={
+            "model_type": getattr(text_config, "model_type", None),
             "num_layers": layers,
             "kv_heads": shapes[0][0],
             "head_dim": shapes[0][1],

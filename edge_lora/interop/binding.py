@@ -1,0 +1,26 @@
+"""Bind an adapter that names no base to the one that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge_lora.adapter import Adapter, BaseIdentity
+from edge_lora.slots import SlotTable
+
+
+def bind(adapter: Adapter, slots: SlotTable) -> Adapter:
+    """Return the adapter with the fingerprint, slot hashes, dtypes and canonical names of a base.
+
+    An adapter that is bound to this base already is returned as it is.
+
+    Raises:
+        AdapterMismatchError: If it does not fit, or is bound to another base; lists every reason.
+    """
+    slots.check(adapter)
+    if adapter.base.fingerprint:
+        return adapter
+    deltas = {
+        slots[name].name: replace(delta, dtype=slots[name].dtype, slot_hash=slots[name].slot_hash)
+        for name, delta in adapter.deltas.items()
+    }
+    return replace(adapter, base=BaseIdentity(slots.fingerprint, slots.base_id), deltas=deltas)
