@@ -8,6 +8,7 @@ PUBLIC = {
     "edge_lora": [
         "Adapter", "BaseIdentity", "Block", "Bottleneck", "Delta", "Dense", "EdgeLoraError",
         "LowRank", "RowScale", "Slot", "SlotTable", "Sparse", "__version__",
+        "from_peft", "to_peft",
     ],
     "edge_lora.methods": [
         "Attached", "attach", "find_weights", "get_method", "list_methods", "slot_table",
