@@ -36,11 +36,12 @@ from edge_lora.bundle_fields import (
     text,
     texts,
 )
+from edge_lora.bundle_sites import BundleSite, read_site, site_record
 from edge_lora.errors import BundleError, list_all
 from edge_lora.forms import VALUE_DTYPES
 from edge_lora.slots import Slot, SlotKind, SlotTable
 
-FORMAT_VERSION = (1, 0)
+FORMAT_VERSION = (1, 1)  # 1.1: sites, gain inputs
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a slot takes about 400 bytes: room for 100,000 of them
 Task = Literal["causal-lm", "generic"]
@@ -76,7 +77,9 @@ class StoredSlot:
         layout: "oi" if stored in the slot's own shape, "io" if stored transposed (in, out).
         initializer: Name of the graph's initializer (the torch name).
         operators: ONNX operator types that read it, sorted ("MatMul", "Gather", …).
-        lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported.
+        lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported;
+            of a convolution two kernels, a (rank, in, …) and b (out, rank, 1, …).
+        gain_input: Name of the optional graph input (out,) that multiplies the base's product.
     """
 
     file: str
@@ -85,6 +88,7 @@ class StoredSlot:
     initializer: str
     operators: tuple[str, ...] = ()
     lora_inputs: tuple[str, str] | None = None
+    gain_input: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ class Manifest:
         base_id: Readable name of the base.
         fingerprint: Base fingerprint over *all* its slots, also those that this bundle leaves out.
         task: "causal-lm" or "generic".
-        slots: The slots that adapters may change in this bundle.
-        stored: Slot name -> where its weight lies.
+        slots: The slots that adapters may change in this bundle, weights and sites.
+        stored: Name of a slot with a weight -> where it lies.
         inputs: The graph's required inputs.
         outputs: The graph's outputs.
         files: Path -> size and hash of every file but the manifest.
@@ -115,6 +119,7 @@ class Manifest:
         producer: Versions of what made the bundle.
         extra: Unknown optional keys, kept.
         base_slots: How many slots the fingerprint covers; 0 if the manifest does not say.
+        sites: Name of a slot that is a site -> its graph inputs.
     """
 
     base_id: str
@@ -130,6 +135,12 @@ class Manifest:
     producer: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     base_slots: int = 0
+    sites: Mapping[str, BundleSite] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Slot]:
+        """The slots that have a weight, by name."""
+        return {name: self.slots[name] for name in self.stored}
 
 
 _KNOWN = {f.name for f in fields(Manifest)} | {"edge_lora_bundle", "base"}
@@ -143,8 +154,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "task": manifest.task,
         "slots": [
             {**asdict(slot), "stored": asdict(manifest.stored[slot.name])}
-            for slot in manifest.slots.values()
+            for slot in manifest.weights.values()
         ],
+        **({"sites": _site_records(manifest)} if manifest.sites else {}),
         **{key: [asdict(spec) for spec in getattr(manifest, key)] for key in ("inputs", "outputs")},
         "files": {path: asdict(record) for path, record in manifest.files.items()},
         **{key: dict(getattr(manifest, key)) for key in ("parity", "config", "producer")},
@@ -155,6 +167,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     part.write_text(json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **document}, indent=1))
     os.replace(part, path)
     return path
+
+
+def _site_records(manifest: Manifest) -> list[dict[str, Any]]:
+    return [site_record(manifest.slots[name], site) for name, site in manifest.sites.items()]
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -199,6 +215,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     task = collect(problems, text, raw.get("task"), "task", "bundle", get_args(Task))
     files = _read_files(raw.get("files"), problems)
     slots, stored = _read_slots(raw.get("slots"), files, problems)
+    site_slots, sites = _read_sites(raw.get("sites", []), slots, problems)
     specs = {key: _read_specs(raw.get(key), key, problems) for key in ("inputs", "outputs")}
     maps = {
         key: collect(problems, mapping, raw.get(key, {}), key, "bundle") or {}
@@ -216,8 +233,9 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         fingerprint=base[1],
         base_slots=base[2],
         task=cast("Task", task),
-        slots=SlotTable(slots, base[0], base[1]),
+        slots=SlotTable([*slots, *site_slots], base[0], base[1]),
         stored=stored,
+        sites=sites,
         files=files,
         extra={key: value for key, value in raw.items() if key not in _KNOWN},
         parity=maps["parity"],
@@ -281,11 +299,32 @@ def _read_slots(
     return slots, stored
 
 
+def _read_sites(
+    value: object, weights: list[Slot], problems: list[str]
+) -> tuple[list[Slot], dict[str, BundleSite]]:
+    by_name = {slot.name: slot for slot in weights}
+    taken = {name for slot in weights for name in (slot.name, *slot.aliases)}
+    slots: list[Slot] = []
+    sites: dict[str, BundleSite] = {}
+    for index, record in enumerate(collect(problems, sequence, value, "sites", "bundle") or []):
+        found = collect(problems, read_site, record, index, by_name)
+        if found is None:
+            continue
+        slot, site = found
+        if slot.name in taken:
+            problems.append(f"site {slot.name}: names another slot too")
+        taken.add(slot.name)
+        slots.append(slot)
+        sites[slot.name] = site
+    return slots, sites
+
+
 def _read_slot(value: object, where: str) -> Slot:
     record = mapping(value, "record", where)
     name = text(member(record, "name", where), "name", where)
     where = f"slot {name}"
-    kind = text(record.get("kind", "linear"), "kind", where, get_args(SlotKind))
+    kinds = [kind for kind in get_args(SlotKind) if kind != "site"]  # those have a list of theirs
+    kind = text(record.get("kind", "linear"), "kind", where, kinds)
     require_keys(record, (*(f.name for f in fields(Slot)), "stored"), where)
     member(record, "stored", where)
     shape = axes(member(record, "shape", where), "shape", where, least=1)
@@ -311,6 +350,7 @@ def _read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> S
     pair = record.get("lora_inputs")
     if pair is not None and len(texts(pair, "lora_inputs", where)) != 2:
         raise BundleError(f"{where}: 'lora_inputs' must be two names")
+    gain = record.get("gain_input")
     if file not in files:
         raise BundleError(f"{where}: its file {file!r} is not listed or its record is damaged")
     room = files[file].size - math.prod(slot.shape) * VALUE_DTYPES[slot.dtype].itemsize
@@ -323,6 +363,7 @@ def _read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> S
         initializer=text(member(record, "initializer", where), "initializer", where),
         operators=texts(record.get("operators", []), "operators", where),
         lora_inputs=(pair[0], pair[1]) if pair is not None else None,
+        gain_input=text(gain, "gain_input", where) if gain is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edge_lora.bundle import Manifest
 from edge_lora.errors import BundleError, list_all
 from edge_lora.forms import VALUE_DTYPES
-from edge_lora.slots import fingerprint_of
+from edge_lora.slots import count_base_slots, fingerprint_of
 
 
 def verify_slots(folder: str | Path, manifest: Manifest) -> None:
@@ -21,8 +21,7 @@ def verify_slots(folder: str | Path, manifest: Manifest) -> None:
         BundleError: If one differs or cannot be read; lists every such slot.
     """
     problems = []
-    for name in manifest.slots:
-        place = manifest.stored[name]
+    for name, place in manifest.stored.items():
         try:
             found = stored_sha256(Path(folder), manifest, name)
         except (OSError, ValueError) as error:
@@ -63,7 +62,7 @@ def verify_fingerprint(manifest: Manifest) -> bool:
     Raises:
         BundleError: If it differs.
     """
-    if manifest.base_slots != len(manifest.slots):
+    if manifest.base_slots != count_base_slots(manifest.slots.values()):
         return False
     found = fingerprint_of(manifest.slots.values())
     if found != manifest.fingerprint:

@@ -75,10 +75,18 @@ def fingerprint_of(slots: Iterable[Slot]) -> str:
     counts.
     """
     digest = hashlib.sha256()
-    counted = [slot for slot in slots if slot.kind not in ("other", "site")]
-    for slot in sorted(counted, key=lambda s: s.name):
+    for slot in sorted(_counted(slots), key=lambda s: s.name):
         digest.update(f"{slot.name}\0{slot.dtype}\0{list(slot.shape)}\0{slot.sha256}\n".encode())
     return digest.hexdigest()
+
+
+def count_base_slots(slots: Iterable[Slot]) -> int:
+    """Return how many of ``slots`` a fingerprint over them covers."""
+    return len(_counted(slots))
+
+
+def _counted(slots: Iterable[Slot]) -> list[Slot]:
+    return [slot for slot in slots if slot.kind not in ("other", "site")]
 
 
 class SlotTable(Mapping[str, Slot]):

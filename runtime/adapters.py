@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edge_lora import native
-from edge_lora.adapter import BaseIdentity
-from edge_lora.errors import AdapterFileError, EdgeLoraError
+from edge_lora.adapter import Adapter, BaseIdentity
+from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
+from edge_lora.forms import LowRank
 from edge_lora.native import AdapterFile, Image, Patch
 from edge_lora.runtime.cache import cache_folder, cache_key, trim
 
@@ -35,11 +36,13 @@ class LoadedAdapter:
         name: The name in this session.
         path: Absolute path of the file.
         header: The file's JSON header.
+        rank: Which of ``ranks`` is meant; None: the whole.
     """
 
     name: str
     path: Path
     header: Mapping[str, Any]
+    rank: int | None = None
 
     @cached_property
     def deltas(self) -> dict[str, SlotHeader]:
@@ -65,13 +68,50 @@ class LoadedAdapter:
         return BaseIdentity(self.header["base"]["sha256"], self.header["base"].get("id", ""))
 
     @cached_property
-    def content_hash(self) -> str:
-        """sha256 of what the adapter does; its name and provenance do not count."""
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks at which all of it was trained to work, ascending; none: only the whole."""
+        nested = [
+            set(form.get("ranks", ()))
+            for entry in self.header["slots"].values()
+            for form in entry["forms"]
+            if form["form"] == "low_rank"
+        ]
+        return tuple(sorted(set.intersection(*nested))) if nested else ()
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether part of it stands at sites, beside the weights."""
+        return any("bottleneck" in delta.forms for delta in self.deltas.values())
+
+    @cached_property
+    def file_hash(self) -> str:
+        """sha256 of what the file does; its name and provenance do not count."""
         counted = {k: self.header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
+        counted["codebooks"] = self.header.get("codebooks", [])
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def content_hash(self) -> str:
+        """``file_hash``, of this rank."""
+        return self.file_hash if self.rank is None else cache_key(self.file_hash, self.rank)
+
+    def at_rank(self, rank: int | None) -> LoadedAdapter:
+        """Return the same adapter at one of its ranks.
+
+        Raises:
+            UnsupportedError: If it was not trained to work at that rank; lists those that it was.
+        """
+        if rank is None or rank == self.rank:
+            return self
+        if rank in self.ranks:
+            return replace(self, rank=rank)
+        known = ", ".join(map(str, self.ranks)) or "none, it is of one rank: leave out rank"
+        raise UnsupportedError(
+            f"adapter {self.name!r} was not trained to work at rank {rank!r}; its ranks: {known}"
+        )
+
     def open(self) -> AdapterFile:
-        """Read and check the file again.
+        """Read and check the file again, at this rank.
 
         Raises:
             AdapterFileError: If it is not the file that was loaded.
@@ -82,7 +122,25 @@ class LoadedAdapter:
                 f"adapter file '{self.path}' changed since it was loaded as {self.name!r}; "
                 "delete that adapter and load the file again"
             )
-        return file
+        return file if self.rank is None else file.at_rank(self.rank)
+
+    def read(self) -> Adapter:
+        """Return the whole adapter as arrays, at this rank.
+
+        Raises:
+            AdapterFileError: If it is not the file that was loaded.
+        """
+        self.open()
+        adapter = Adapter.load(self.path)
+        return adapter if self.rank is None else _at_rank(adapter, self.rank)
+
+
+def _at_rank(adapter: Adapter, rank: int) -> Adapter:
+    deltas = {}
+    for slot, delta in adapter.deltas.items():
+        forms = tuple(f.at_rank(rank) if isinstance(f, LowRank) else f for f in delta.forms)
+        deltas[slot] = replace(delta, forms=forms)
+    return replace(adapter, deltas=deltas)
 
 
 def read_file(path: Path) -> AdapterFile:
@@ -109,7 +167,7 @@ class PatchPool:
         """Keep patches for ``image``, whose layout and content ``image_key`` names."""
         self._image, self._image_key, self._budget = image, image_key, budget_bytes
         self._patches: dict[str, Patch] = {}  # in order of last use
-        self._hashes: dict[str, frozenset[str]] = {}  # key -> content hashes of its adapters
+        self._hashes: dict[str, frozenset[str]] = {}  # key -> file hashes of its adapters
         self._passing: set[str] = set()  # scaled and composed: kept only while they are in use
         self._pinned = ""
 
@@ -127,7 +185,7 @@ class PatchPool:
         key = self.key(parts)
         patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
         self._patches[key] = patch
-        self._hashes[key] = frozenset(adapter.content_hash for adapter, _ in parts)
+        self._hashes[key] = frozenset(adapter.file_hash for adapter, _ in parts)
         if [weight for _, weight in parts] != [1.0]:
             self._passing.add(key)
         self._shrink()
@@ -139,8 +197,8 @@ class PatchPool:
         self._shrink()
 
     def drop(self, adapter: LoadedAdapter) -> None:
-        """Forget in memory every patch with ``adapter`` in it; the files in the cache stay."""
-        for key in [k for k, hashes in self._hashes.items() if adapter.content_hash in hashes]:
+        """Forget in memory every patch with ``adapter`` in it, at any rank; cache files stay."""
+        for key in [k for k, hashes in self._hashes.items() if adapter.file_hash in hashes]:
             self._forget(key)
 
     def _forget(self, key: str) -> None:

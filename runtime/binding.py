@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.errors import UnsupportedError
+from edge_lora.runtime.input_check import check_inputs
 
 if TYPE_CHECKING:
     from edge_lora.runtime.session import Session
@@ -20,9 +21,9 @@ class IoBinding:
     A bound array is read anew by every ``run``: write the next input into it in place.
     """
 
-    def __init__(self, session: Session, adapter: str | None) -> None:
+    def __init__(self, session: Session, adapter: str | None, rank: int | None) -> None:
         """Bind nothing yet."""
-        self._session, self._adapter = session, adapter
+        self._session, self._adapter, self._rank = session, adapter, rank
         self._arrays: dict[str, NDArray[np.generic]] = {}  # kept: the engine looks into them
         self._values: dict[str, object] = {}
 
@@ -32,7 +33,7 @@ class IoBinding:
             raise UnsupportedError(
                 f"input {name!r} is not contiguous, so it cannot be bound in place"
             )
-        self._session.check_inputs({name: array}, partial=True)
+        check_inputs({name: array}, self._session.inputs, partial=True)
         self._arrays[name] = array
         with self._session.held() as engine:
             self._values[name] = engine.value(array)
@@ -44,9 +45,8 @@ class IoBinding:
     def run(self) -> Mapping[str, object]:
         """Run once; returns the outputs as the engine's own tensors."""
         with self._session.held() as engine:
-            return engine.run_values(
-                {**self._values, **self._session.unfused_values(self._adapter)}
-            )
+            adapter = self._session.unfused_values(self._adapter, self._rank)
+            return engine.run_values({**self._values, **adapter})
 
     def numpy(self, value: object) -> NDArray[np.generic]:
         """Return an output as a NumPy array."""

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora import native, reference
-from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
 from edge_lora.bundle_check import stored_weight
 from edge_lora.forms import Bottleneck, WeightForm, matrix_shape
@@ -68,7 +67,7 @@ class PatchedWeights:
     ) -> None:
         """Map every slot of ``manifest`` to the memory in which ``engine`` reads it."""
         self.image = Image(threads)
-        for name, slot in manifest.slots.items():
+        for name, slot in manifest.weights.items():
             place = manifest.stored[name]
             out_features, in_features = matrix_shape(slot.shape)
             path = str(folder / place.file)
@@ -177,15 +176,13 @@ class ReloadedWeights:
     def _merged(self, parts: Parts) -> dict[str, NDArray[np.float32]]:
         terms: dict[str, list[tuple[WeightForm, float]]] = {}
         for loaded, weight in parts:
-            loaded.open()  # refuses a file that changed since
-            adapter = Adapter.load(loaded.path)
+            adapter = loaded.read()
             for name, delta in adapter.deltas.items():
                 slot = self._manifest.slots[name].name
-                terms.setdefault(slot, []).extend(
-                    (form, weight * adapter.alpha)
-                    for form in delta.forms
-                    if not isinstance(form, Bottleneck)
-                )
+                for form in delta.forms:
+                    if isinstance(form, Bottleneck):
+                        raise AssertionError(f"{name}: a bottleneck is folded before it is fused")
+                    terms.setdefault(slot, []).append((form, weight * adapter.alpha))
         return {slot: reference.apply(self._base(slot), these) for slot, these in terms.items()}
 
     def _base(self, slot: str) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_lora.bundle import TensorSpec
 from edge_lora.errors import UnsupportedError
+from edge_lora.runtime.rank_choice import Rank
 from edge_lora.runtime.sampling import Sampler, greedy
 from edge_lora.runtime.session import Session
 
@@ -50,6 +51,7 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         adapter: str | None = None,
         on_swap: OnSwap = "rebuild",
+        rank: Rank = None,
     ) -> None:
         """Start from ``prompts`` (token ids, any lengths; shorter ones are padded on the left)."""
         if session.manifest.task != "causal-lm":
@@ -59,6 +61,7 @@ class Decoder:
         if not prompts or not all(prompts):
             raise UnsupportedError("a prompt is empty: give at least one token each")
         self._session, self._adapter, self._on_swap = session, adapter, on_swap
+        self._rank = session.rank_of(adapter, rank) if adapter else None
         self._past = [s for s in session.inputs.values() if s.name.startswith("past.")]
         length = max(map(len, prompts))
         pad = np.zeros((len(prompts), length), np.int64)
@@ -67,7 +70,7 @@ class Decoder:
             self.ids[row, length - len(prompt) :] = prompt
             self.mask[row, length - len(prompt) :] = 1
         self.rebuilds = 0
-        self._state = session.state_with(adapter)
+        self._state = session.state_with(adapter, self._rank)
         self._cached = 0  # positions whose keys and values are in the cache
         self._cache: dict[str, object] = {}
 
@@ -87,7 +90,7 @@ class Decoder:
                 "attention_mask": engine.value(self.mask),
                 "position_ids": engine.value(np.ascontiguousarray(positions)),
                 **self._cache,
-                **self._session.unfused_values(self._adapter),
+                **self._session.unfused_values(self._adapter, self._rank),
             }
             outputs = engine.run_values(feeds)
             self._cache = {s.name: outputs[s.name.replace("past.", "present.")] for s in self._past}
@@ -101,7 +104,7 @@ class Decoder:
         self.mask = np.concatenate([self.mask, np.ones_like(tokens)[:, None]], axis=1)
 
     def _follow_swap(self) -> None:
-        state = self._session.state_with(self._adapter)
+        state = self._session.state_with(self._adapter, self._rank)
         if state == self._state:
             return
         if self._on_swap == "refuse" and self._cached:
@@ -125,6 +128,7 @@ def generate(
     sample: Sampler = greedy,
     stop: Sequence[int] | None = None,
     adapter: str | None = None,
+    rank: Rank = None,
     on_swap: OnSwap = "rebuild",
     on_tokens: Callable[[Tokens], None] | None = None,
 ) -> Generation:
@@ -136,12 +140,13 @@ def generate(
         max_new_tokens: Most tokens to add.
         sample: How to choose; ``greedy`` or ``nucleus(top_p, temperature, seed)``.
         stop: Token ids that end a sequence; default: the model's end tokens.
-        adapter: A low-rank adapter to use unfused.
+        adapter: An adapter to use unfused.
+        rank: At which of its ranks, or "auto:12ms"; see ``Session.run``.
         on_swap: What to do when the fused adapter is switched meanwhile.
         on_tokens: Called with each step's tokens (batch,).
     """
     ends = set(session.manifest.config.get("eos_token_ids", []) if stop is None else stop)
-    decoder = Decoder(session, prompts, adapter, on_swap)
+    decoder = Decoder(session, prompts, adapter, on_swap, rank)
     done = np.zeros(len(prompts), bool)
     tokens: list[list[int]] = [[] for _ in prompts]
     times: list[float] = []

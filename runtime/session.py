@@ -15,22 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
-from edge_lora.errors import (
-    EdgeLoraError,
-    NoEffectError,
-    UnknownNameError,
-    UnsupportedError,
-    list_all,
-)
+from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
 from edge_lora.runtime.adapters import LoadedAdapter, read_file
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
-from edge_lora.runtime.canary import canary_feeds, same
+from edge_lora.runtime.canary import canary_feeds
 from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
+from edge_lora.runtime.folding import fused_form
 from edge_lora.runtime.fused import FusedWeights, Parts, PatchedWeights, ReloadedWeights
+from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.lock import ReadWriteLock
+from edge_lora.runtime.proof import (
+    is_visible,
+    require_changes,
+    require_fused_effect,
+    require_unfused_effect,
+)
+from edge_lora.runtime.rank_choice import Rank
 from edge_lora.runtime.selftest import self_test
-from edge_lora.runtime.unfused import SlotInputs, slot_inputs
+from edge_lora.runtime.unfused import SlotInputs, UnfusedAdapters
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Session:
         self._lock = ReadWriteLock()
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loaded: dict[str, LoadedAdapter] = {}
-        self._unfused: dict[str, SlotInputs] = {}
-        self._active: tuple[tuple[str, float], ...] = ()
+        self._active: Parts = ()
+        self._fused: Parts = ()  # what is in the weights for them
         self._canary = canary_feeds(manifest)
         self._closed = False
         self._broken = False  # a switch failed half way: the weights are no adapter's
@@ -82,6 +85,7 @@ class Session:
         except EdgeLoraError:
             self._engine.close()
             raise
+        self._unfused = UnfusedAdapters(manifest, self._engine, self._canary)
 
     def _fuse(self, threads: int, budget: int | None) -> FusedWeights:
         if self._engine.route == "reload":
@@ -121,45 +125,63 @@ class Session:
     @property
     def active_adapters(self) -> dict[str, float]:
         """Fused adapters and their weights; empty is the base."""
-        return dict(self._active)
+        return {adapter.name: weight for adapter, weight in self._active}
 
     @property
     def state_id(self) -> str:
         """Hash of base + active adapters + weights: the key for caches that depend on them."""
         return self.state_with(None)
 
-    def state_with(self, adapter: str | None) -> str:
-        """Return ``state_id`` for calls that also run with ``adapter`` unfused."""
-        active = [(self._loaded[name].content_hash, weight) for name, weight in self._active]
-        unfused = self._require_loaded(adapter).content_hash if adapter else None
+    def state_with(self, adapter: str | None, rank: int | None = None) -> str:
+        """Return ``state_id`` for calls that also run with ``adapter`` unfused, at ``rank``."""
+        active = [(adapter.content_hash, weight) for adapter, weight in self._active]
+        unfused = self._require_loaded(adapter).at_rank(rank).content_hash if adapter else None
         return cache_key(self.manifest.fingerprint, active, unfused)
 
-    def run(self, inputs: Arrays, adapter: str | None = None) -> dict[str, NDArray[np.generic]]:
+    def run(
+        self, inputs: Arrays, adapter: str | None = None, rank: Rank = None
+    ) -> dict[str, NDArray[np.generic]]:
         """Run the graph once.
 
         Args:
             inputs: Name -> array, for every name in ``inputs``.
-            adapter: A loaded low-rank adapter to use unfused, for this call alone (needs a bundle
-                exported with slots as inputs, and no fused adapter).
+            adapter: A loaded adapter to use unfused, for this call alone (needs a bundle exported
+                with slots or sites as inputs, and no fused adapter).
+            rank: One of a nested adapter's ranks, or "auto:12ms" for the largest whose decode step
+                takes at most 12 ms here, measured at its first use. Default: the whole adapter.
 
         Returns:
             Name -> array, owned by the caller.
         """
-        self.check_inputs(inputs)
+        check_inputs(inputs, self.inputs)
+        chosen = self.rank_of(adapter, rank) if adapter else None
         with self.held() as engine:
-            extra = self._slot_inputs(adapter).arrays if adapter else {}
+            extra = self._slot_inputs(adapter, chosen).arrays if adapter else {}
             return engine.run({**inputs, **extra})
 
-    def unfused_values(self, adapter: str | None) -> Mapping[str, object]:
-        """Return the engine tensors that make a call inside ``held()`` run with ``adapter``."""
-        return self._slot_inputs(adapter).values if adapter else {}
+    def rank_of(self, adapter: str, rank: Rank = None) -> int | None:
+        """Return the rank that an unfused run of ``adapter`` with ``rank`` uses; None: the whole.
 
-    def io_binding(self, adapter: str | None = None) -> IoBinding:
+        Raises:
+            UnsupportedError: If there is no such rank, or none keeps the latency budget; then it
+                lists what was measured.
+        """
+        if not isinstance(rank, str):
+            return self._require_loaded(adapter).at_rank(rank).rank
+        with self.held():
+            self._require_base(adapter)
+            return self._unfused.at_rank(self._require_loaded(adapter), rank).rank
+
+    def unfused_values(self, adapter: str | None, rank: int | None = None) -> Mapping[str, object]:
+        """Return the engine tensors that make a call inside ``held()`` run with ``adapter``."""
+        return self._slot_inputs(adapter, rank).values if adapter else {}
+
+    def io_binding(self, adapter: str | None = None, rank: Rank = None) -> IoBinding:
         """Return a binding of inputs and outputs to memory that stays, for calls without copies.
 
         Unlike ONNX Runtime's own active adapters, an unfused ``adapter`` works through it.
         """
-        return IoBinding(self, adapter)
+        return IoBinding(self, adapter, self.rank_of(adapter, rank) if adapter else None)
 
     @contextmanager
     def held(self) -> Iterator[Engine]:
@@ -177,6 +199,7 @@ class Session:
         temperature: float = 1.0,
         seed: int | None = None,
         adapter: str | None = None,
+        rank: Rank = None,
     ) -> str:
         """Continue a text; greedy, or nucleus sampling if ``top_p`` is given.
 
@@ -195,6 +218,7 @@ class Session:
             max_new_tokens=max_new_tokens,
             sample=sample,
             adapter=adapter,
+            rank=rank,
         )
         return str(tokenizer.decode(result.tokens[0]))
 
@@ -231,32 +255,46 @@ class Session:
             self.manifest.slots.check(loaded)
             if not loaded.base.fingerprint:
                 warnings.warn(_unbound(loaded, self.manifest), stacklevel=2)
-            self._prove_effect(loaded)
+            try:
+                self._prove_effect(loaded)
+            except EdgeLoraError:
+                self._weights.forget(loaded)
+                self._unfused.forget(name)
+                raise
             self._loaded[name] = loaded
         return name
 
-    def set_adapter(self, name: str, weight: float = 1.0) -> SwapStats:
-        """Fuse one adapter, instead of what is fused now."""
-        return self.set_adapters([name], [weight])
+    def set_adapter(self, name: str, weight: float = 1.0, rank: int | None = None) -> SwapStats:
+        """Fuse one adapter, at one of its ranks if it is nested, instead of what is fused now."""
+        return self.set_adapters([name], [weight], [rank])
 
     def set_adapters(
-        self, names: Sequence[str], weights: Sequence[float] | None = None
+        self,
+        names: Sequence[str],
+        weights: Sequence[float] | None = None,
+        ranks: Sequence[int | None] | None = None,
     ) -> SwapStats:
         """Fuse a weighted sum of adapters, instead of what is fused now.
 
         Args:
             names: Loaded adapters, each at most once; none is the base.
             weights: One finite number each; default 1. Zero leaves the adapter out.
+            ranks: One each; default None, the whole adapter.
         """
         weights = [1.0] * len(names) if weights is None else [float(w) for w in weights]
-        if len(weights) != len(names) or len(set(names)) != len(names):
-            raise UnsupportedError(f"adapters {list(names)} and weights {weights} do not pair up")
+        ranks = [None] * len(names) if ranks is None else ranks
+        if not len(weights) == len(names) == len(ranks) == len(set(names)):
+            raise UnsupportedError(
+                f"adapters {list(names)}, weights {weights} and ranks {list(ranks)} do not pair up"
+            )
         if not np.isfinite(weights).all():
             raise UnsupportedError(f"weights {weights} are not finite")
         with self._changing:
-            for name in names:
-                self._require_loaded(name)
-            return self._switch(tuple((n, w) for n, w in zip(names, weights, strict=True) if w))
+            wanted = [
+                (self._require_loaded(name).at_rank(rank), weight)
+                for name, weight, rank in zip(names, weights, ranks, strict=True)
+            ]
+            return self._switch([(adapter, weight) for adapter, weight in wanted if weight])
 
     def disable_adapters(self) -> SwapStats:
         """Give the base back, to the bit."""
@@ -273,18 +311,22 @@ class Session:
                 )
             self._weights.forget(loaded)
             with self._lock.exclusive():
-                self._unfused.pop(name, None)
+                self._unfused.forget(name)
                 del self._loaded[name]
 
     @contextmanager
-    def using(self, name: str, weight: float = 1.0) -> Iterator[Session]:
+    def using(self, name: str, weight: float = 1.0, rank: int | None = None) -> Iterator[Session]:
         """Fuse an adapter inside the block; what was fused before comes back after it."""
         before = self._active
-        self.set_adapter(name, weight)
+        self.set_adapter(name, weight, rank)
         try:
             yield self
         finally:
-            self.set_adapters([n for n, _ in before], [w for _, w in before])
+            self.set_adapters(
+                [adapter.name for adapter, _ in before],
+                [weight for _, weight in before],
+                [adapter.rank for adapter, _ in before],
+            )
 
     def differing_slots(self) -> list[str]:
         """Return the slots whose weights in use are not the base's; compares every value."""
@@ -319,17 +361,17 @@ class Session:
         """Close."""
         self.close()
 
-    def _switch(self, active: tuple[tuple[str, float], ...]) -> SwapStats:
+    def _switch(self, active: Parts) -> SwapStats:
         """Fuse ``active``; the caller holds ``_changing``."""
         self._require_open()
-        parts = self._parts(active)
+        parts = [(fused_form(a, self.folder, self.manifest), weight) for a, weight in active]
         if parts:
             self._weights.prepare(parts)  # may compile: not while runs wait
         with self._lock.exclusive():
             start = perf_counter()
             written = self._swap(parts)
             ms = (perf_counter() - start) * 1e3
-            self._active = active
+            self._active, self._fused = active, parts
             self._weights.keep(parts)
         return SwapStats(ms, written, self.route)
 
@@ -342,48 +384,43 @@ class Session:
             raise
 
     def _prove_effect(self, loaded: LoadedAdapter) -> None:
-        """Compile ``loaded`` and run a canary with and without it; nobody else sees either."""
+        """Run a canary with and without ``loaded``; nobody else sees either."""
+        now = self._fused
+        if loaded.has_bottleneck:
+            with self._lock.exclusive():
+                inputs = self._unfused.inputs(loaded).arrays
+                try:
+                    self._swap([])
+                    require_unfused_effect(loaded, self._engine, self._canary, inputs)
+                finally:
+                    self._swap(now)
+            return
         parts = [(loaded, 1.0)]
-        if not self._weights.prepare(parts):
-            self._weights.forget(loaded)
-            raise NoEffectError(
-                f"adapter {loaded.name!r} has no effect: not one of the base's values would "
-                "change. Its values are zero, or too small to matter in the base's precision. "
-                "Look at its sizes and scale with: edge-lora inspect FILE --slots"
-            )
-        places = [self.manifest.stored[self.manifest.slots[s].name] for s in loaded.deltas]
-        if all(set(place.operators) == {"Gather"} for place in places):
-            return  # rows that the canary may not look up: the compiler's count of changes must do
-        now = self._parts(self._active)
+        require_changes(loaded, self._weights.prepare(parts))
+        if not is_visible(loaded, self.manifest):
+            return  # the compiler's count of changes must do
         with self._lock.exclusive():
             try:
-                self._swap([])
-                base = self._engine.run(self._canary)
-                self._swap(parts)
-                adapted = self._engine.run(self._canary)
+                require_fused_effect(
+                    loaded,
+                    self._engine,
+                    self._canary,
+                    fuse=lambda on: self._swap(parts if on else []),
+                )
             finally:
                 self._swap(now)
-        if same(base, adapted):
-            self._weights.forget(loaded)
-            raise NoEffectError(
-                f"adapter {loaded.name!r} has no effect: its values differ from the base's, but a "
-                "canary run gives the base's output to the bit. Train it longer, or adapt slots "
-                "that reach the output"
-            )
 
-    def _parts(self, active: tuple[tuple[str, float], ...]) -> Parts:
-        return [(self._loaded[name], weight) for name, weight in active]
+    def _slot_inputs(self, name: str, rank: int | None) -> SlotInputs:
+        self._require_base(name)
+        return self._unfused.inputs(self._require_loaded(name).at_rank(rank))
 
-    def _slot_inputs(self, name: str) -> SlotInputs:
-        loaded = self._require_loaded(name)
+    def _require_base(self, name: str) -> None:
+        self._require_loaded(name)
         if self._active:
             raise UnsupportedError(
                 f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is fused; "
                 "call disable_adapters() first"
             )
-        if name not in self._unfused:
-            self._unfused[name] = slot_inputs(loaded, self.manifest, self._engine)
-        return self._unfused[name]
 
     def _require_loaded(self, name: str) -> LoadedAdapter:
         if name not in self._loaded:
@@ -399,29 +436,6 @@ class Session:
                 f"a switch of the session over '{self.folder}' failed half way, so its weights are "
                 "no adapter's; open the bundle again"
             )
-
-    def check_inputs(self, inputs: Arrays, partial: bool = False) -> None:
-        """Raise UnsupportedError that lists every input that is unknown, missing or unfit.
-
-        Args:
-            inputs: Name -> array.
-            partial: Whether others may follow, so that missing ones are no error.
-        """
-        missing = [] if partial else [name for name in self.inputs if name not in inputs]
-        problems = [f"input {name!r} is missing" for name in missing]
-        for name, array in inputs.items():
-            spec = self.inputs.get(name)
-            if spec is None:
-                problems.append(f"no such input {name!r}; known: {', '.join(self.inputs)}")
-            elif array.dtype.name != spec.dtype:
-                problems.append(f"input {name!r} is {array.dtype}, must be {spec.dtype}")
-            elif array.ndim != len(spec.shape) or any(
-                isinstance(want, int) and want != found
-                for want, found in zip(spec.shape, array.shape, strict=True)
-            ):
-                problems.append(f"input {name!r} is {array.shape}, must be {spec.shape}")
-        if problems:
-            raise UnsupportedError(list_all("these inputs do not fit the graph", problems))
 
 
 def _unbound(loaded: LoadedAdapter, manifest: Manifest) -> str:

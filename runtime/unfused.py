@@ -1,16 +1,16 @@
-"""Unfused adapters: low-rank factors fed to the graph's slots for one call."""
+"""Unfused adapters: arrays fed to the graph's optional inputs, for one call."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+import threading
+from dataclasses import dataclass, field
 
 from edge_lora.bundle import Manifest
-from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.errors import UnsupportedError
 from edge_lora.runtime.adapters import LoadedAdapter
-from edge_lora.runtime.engines import Engine
+from edge_lora.runtime.engines import Arrays, Engine
+from edge_lora.runtime.rank_choice import Rank, budget_of, choose, measure, step_feeds
+from edge_lora.runtime.slot_arrays import slot_arrays
 
 
 @dataclass(frozen=True)
@@ -22,35 +22,76 @@ class SlotInputs:
         values: Input name -> the engine's tensor.
     """
 
-    arrays: dict[str, NDArray[np.float32]]
+    arrays: Arrays
     values: dict[str, object]
 
 
-def slot_inputs(adapter: LoadedAdapter, manifest: Manifest, engine: Engine) -> SlotInputs:
-    """Return the inputs that make one call run with ``adapter``.
+@dataclass
+class UnfusedAdapters:
+    """The inputs of every adapter and rank that was used so, and the ranks that were measured.
 
-    Raises:
-        UnsupportedError: If the bundle has no slots as inputs, or the adapter is more than
-            low-rank.
+    Made for one engine; safe to use from several threads while the session holds it.
     """
-    if not any(place.lora_inputs for place in manifest.stored.values()):
-        raise UnsupportedError(
-            "this bundle has no slots as inputs, so an adapter cannot run unfused. "
-            "Export it with: edge-lora export … --slots inputs, or use set_adapter()"
-        )
-    file = adapter.open()
-    arrays: dict[str, NDArray[np.float32]] = {}
-    problems = []
-    for name, delta in adapter.deltas.items():
-        factors = file.low_rank(name)
-        inputs = manifest.stored[manifest.slots[name].name].lora_inputs
-        if factors is None:
-            problems.append(f"{name}: form {'+'.join(delta.forms)} is not low-rank")
-        elif inputs is None:
-            problems.append(f"{name}: the bundle has no inputs for this slot")
-        else:
-            arrays.update(zip(inputs, factors, strict=True))
-    if problems:
-        title = f"adapter {adapter.name!r} cannot run unfused; use set_adapter()"
-        raise UnsupportedError(list_all(title, problems))
-    return SlotInputs(arrays, {name: engine.value(array) for name, array in arrays.items()})
+
+    manifest: Manifest
+    engine: Engine
+    canary: Arrays
+    _inputs: dict[tuple[str, int | None], SlotInputs] = field(default_factory=dict)
+    _chosen: dict[tuple[str, str], int] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def inputs(self, adapter: LoadedAdapter) -> SlotInputs:
+        """Return the inputs that make one call run with ``adapter``, at its rank.
+
+        Raises:
+            UnsupportedError: If the bundle lacks inputs for it, or it cannot run unfused.
+        """
+        key = (adapter.name, adapter.rank)
+        with self._lock:
+            if key not in self._inputs:
+                self._inputs[key] = self._prepare(adapter)
+            return self._inputs[key]
+
+    def at_rank(self, adapter: LoadedAdapter, rank: Rank) -> LoadedAdapter:
+        """Return ``adapter`` at ``rank``; a latency budget is measured once and remembered.
+
+        Raises:
+            UnsupportedError: If it has no such rank, or none keeps the budget.
+        """
+        if not isinstance(rank, str):
+            return adapter.at_rank(rank)
+        budget_ms = budget_of(rank)
+        if not adapter.ranks:
+            raise UnsupportedError(
+                f"adapter {adapter.name!r} is of one rank, so {rank!r} has nothing to choose from"
+            )
+        with self._lock:
+            key = (adapter.name, rank)
+            if key not in self._chosen:
+                feeds = step_feeds(self.engine, self.manifest, self.canary)
+                prepared = {r: self._prepare(adapter.at_rank(r)) for r in adapter.ranks}
+                variants = {r: inputs.values for r, inputs in prepared.items()}
+                latencies = measure(self.engine, feeds, variants)
+                self._chosen[key] = choose(adapter.name, latencies, budget_ms)
+            return adapter.at_rank(self._chosen[key])
+
+    def forget(self, name: str) -> None:
+        """Drop what is kept of an adapter."""
+        with self._lock:
+            self._inputs = {k: v for k, v in self._inputs.items() if k[0] != name}
+            self._chosen = {k: v for k, v in self._chosen.items() if k[0] != name}
+
+    def clear(self) -> None:
+        """Drop everything: the engine is about to close."""
+        with self._lock:
+            self._inputs.clear()
+
+    def _prepare(self, adapter: LoadedAdapter) -> SlotInputs:
+        places = self.manifest.stored.values()
+        if not self.manifest.sites and not any(place.lora_inputs for place in places):
+            raise UnsupportedError(
+                "this bundle has no slots as inputs, so an adapter cannot run unfused. "
+                "Export it with: edge-lora export … --slots inputs, or use set_adapter()"
+            )
+        arrays = slot_arrays(adapter.read(), self.manifest)
+        return SlotInputs(arrays, {name: self.engine.value(a) for name, a in arrays.items()})

@@ -97,7 +97,8 @@ def _bundle_facts(manifest: Manifest) -> tuple[dict[str, Any], list[dict[str, An
             "dtype": slot.dtype,
             "kind": slot.kind,
             "hash": slot.slot_hash,
-            "unfused": manifest.stored[slot.name].lora_inputs is not None,
+            "unfused": slot.name in manifest.sites
+            or manifest.stored[slot.name].lora_inputs is not None,
         }
         for slot in manifest.slots.values()
     ]

@@ -188,7 +188,7 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
         raise EngineUnavailableError(
             f"bundle '{folder}' has no ONNX graph; export it with engines=('onnxruntime',)"
         )
-    others = sorted({s.dtype for s in manifest.slots.values()} - {"F32"})
+    others = sorted({s.dtype for s in manifest.weights.values()} - {"F32"})
     if others and route != "reload":
         raise UnsupportedError(f"slots of dtype {others} cannot be patched in place yet, only F32")
     return OnnxRuntimeEngine(folder, manifest, route, threads)

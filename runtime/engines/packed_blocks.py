@@ -74,7 +74,7 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str, blocks: B
         blocks: Those of this session and no other.
     """
     problems = []
-    twins = Counter(slot.sha256 for slot in manifest.slots.values())
+    twins = Counter(slot.sha256 for slot in manifest.weights.values())
     free = dict(blocks)
     for name, place in manifest.stored.items():
         if not set(place.operators) & _PACKING:

@@ -1,0 +1,56 @@
+"""An adapter as ONNX Runtime's own ``.onnx_adapter``: the arrays for the graph's optional inputs.
+
+Any ONNX Runtime can run the bundle's graph with it, without this package:
+``RunOptions.add_active_adapter``. It is made for one bundle; the fp32 factors are in the file with
+every scale folded in.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge_lora.adapter import Adapter
+from edge_lora.bundle import read_manifest
+from edge_lora.errors import EngineUnavailableError
+from edge_lora.runtime.slot_arrays import slot_arrays
+
+
+def to_onnx_adapter(adapter: Adapter, path: str | Path, bundle: str | Path) -> Path:
+    """Write what a run of ``bundle``'s graph is fed to compute with ``adapter``.
+
+    Args:
+        adapter: Bound to the bundle's base, or unbound.
+        path: File to write, atomically.
+        bundle: Exported with slots as inputs.
+
+    Raises:
+        AdapterMismatchError: If the adapter does not fit the bundle.
+        UnsupportedError: If the bundle lacks inputs for it, or a form runs fused only; lists every
+            slot.
+        EngineUnavailableError: If ONNX Runtime is not installed.
+    """
+    manifest = read_manifest(bundle)
+    manifest.slots.check(adapter)
+    arrays = slot_arrays(adapter, manifest)
+    try:
+        from onnxruntime import AdapterFormat, OrtValue
+    except ModuleNotFoundError as error:
+        raise EngineUnavailableError(
+            "a .onnx_adapter needs ONNX Runtime to be written. "
+            "Install it with: pip install 'edge-lora[onnxruntime]'"
+        ) from error
+    form = AdapterFormat()
+    form.set_adapter_version(1)
+    form.set_model_version(1)
+    form.set_parameters(
+        {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+    )
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        form.export_adapter(str(part.absolute()))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
