@@ -21,6 +21,7 @@ from edge_lora.slots import SlotTable, match_names
 METHODS: dict[str, str] = {
     "biadaptformer": "edge_lora.methods.biadaptformer:BiAdaptFormer",
     "bilora": "edge_lora.methods.bilora:BiLoRA",
+    "dora": "edge_lora.methods.dora:DoRA",
     "lora": "edge_lora.methods.lora:LoRA",
     "rslora": "edge_lora.methods.lora:RsLoRA",
     "shira": "edge_lora.methods.shira:SHiRA",

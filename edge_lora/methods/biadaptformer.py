@@ -110,7 +110,7 @@ class Shadow(nn.Module):
     def values(self) -> Values:
         """Return what a device multiplies: the same, to the bit."""
         if self.bits is None:
-            array: Values = self.weight.detach().cpu().numpy().copy()
+            array: Values = self.weight.detach().cpu().numpy()
             return array
         return coded(self.weight.detach(), self.bits, self.group)
 

@@ -80,7 +80,7 @@ def test_a_checkpoint_is_taken_up_again(base, data, tmp_path):
 
 
 REFUSED = {
-    "unknown method": (("--method", "magic"), 1, "unknown method 'magic'. Known: lora"),
+    "unknown method": (("--method", "magic"), 1, "unknown method 'magic'. Known: bi"),
     "unknown option": (("--method", "lora", "--set", "density=1"), 1, "density"),
     "unknown mask": (("--set", "mask=best"), 1, "unknown mask 'best'"),
     "no slot matches": (("--slot-names", "*.q_projj"), 1, "'q_proj' (2)"),
