@@ -29,7 +29,7 @@ from edge_lora.interop.peft_shared import (
     unilora,
     vera,
 )
-from edge_lora.interop.peft_source import Lowered, Source, sort_tensors
+from edge_lora.interop.peft_source import Lowered, Source, sort_tensors, tied_problem
 from edge_lora.interop.peft_sparse import (
     IA3_PARTS,
     SHIRA_PARTS,
@@ -145,7 +145,7 @@ def _bind(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
                 source.problems.append(f"{item.name}: made for {item.shape}, slot is {slot.shape}")
             name, delta = slot.name, Delta(slot.shape, slot.dtype, item.forms, slot.slot_hash)
             if slot.aliases and not item.is_shared:
-                source.problems.append(_tied(item.name, slot.name, slot.aliases))
+                source.problems.append(tied_problem(item.name, slot))
         before = adapted.setdefault(name, [])
         if any(_same(item, other) for other in before):
             continue
@@ -153,14 +153,6 @@ def _bind(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
         forms: tuple[Form, ...] = (*(deltas[name].forms if name in deltas else ()), *delta.forms)
         deltas[name] = Delta(delta.shape, delta.dtype, forms, delta.slot_hash)
     return deltas
-
-
-def _tied(name: str, slot: str, aliases: tuple[str, ...]) -> str:
-    others = ", ".join(other for other in (slot, *aliases) if other != name)
-    return (
-        f"{name}: shares its tensor with {others}, and PEFT trained only one of them. "
-        "Untie them in the base"
-    )
 
 
 def _same(item: Lowered, other: Lowered) -> bool:

@@ -162,3 +162,12 @@ def require_shape(what: str, array: Array, *shape: int | None) -> Array:
 def fp32(array: Array) -> Float32:
     """Return the values as fp32, exactly."""
     return array.astype(np.float32, copy=False)
+
+
+def tied_problem(name: str, slot: Slot) -> str:
+    """Return why an adapter of one module cannot change a tensor that several share."""
+    others = ", ".join(other for other in (slot.name, *slot.aliases) if other != name)
+    return (
+        f"{name}: shares its tensor with {others}, and PEFT adapts only one of them. "
+        "Untie them in the base"
+    )

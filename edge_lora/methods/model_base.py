@@ -47,13 +47,18 @@ class ModelBase:
             )
         return SlotTable([*table.values(), *others.values()], table.base_id, table.fingerprint)
 
+    @cached_property
+    def names(self) -> set[str]:
+        """Names of all parameters, those that share a tensor too; reads no values."""
+        return {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+
     def weight(self, name: str) -> NDArray[np.float32]:
         """Return a parameter, fp32, in the shape of its slot."""
-        name = self.slots[name].name
-        weights = find_weights(self._model)
-        if name in weights:
-            tensor = weights[name].tensor
-        else:
-            tensor = self._model.get_parameter(name).detach()
+        known = {
+            alias: weight
+            for weight in find_weights(self._model).values()
+            for alias in (weight.name, *weight.aliases)
+        }
+        tensor = known[name].tensor if name in known else self._model.get_parameter(name).detach()
         found: NDArray[np.float32] = tensor.float().cpu().numpy()
         return found

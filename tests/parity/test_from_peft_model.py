@@ -1,0 +1,90 @@
+"""``from_peft_model``: the base with our deltas gives the outputs of the live, unmerged model."""
+
+import copy
+
+import pytest
+import torch
+
+from edge_lora import reference
+from edge_lora.errors import UnsupportedError
+from edge_lora.interop.peft_config import MERGED_TYPES
+from edge_lora.methods.model_base import ModelBase
+from edge_lora.methods.peft_model import from_peft_model
+
+peft = pytest.importorskip("peft")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+SETTINGS = {
+    "C3A": {"block_size": 16},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "VBLORA": {"vector_length": 16},
+}
+UNTRIED = {
+    "ADAMSS": "needs scikit-learn",
+    "BEFT": "trains biases, a Llama has none: below",
+}
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def wrapped(model, kind, **settings):
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](
+        **{"target_modules": ["q_proj", "down_proj"], **settings}
+    )
+    found = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return found
+
+
+def check(model, live, *inputs):
+    adapter = from_peft_model(live)
+    base = ModelBase(model)
+    assert not base.slots.problems(adapter)
+    ours = copy.deepcopy(model)
+    for name, delta in adapter.deltas.items():
+        weight = reference.apply(base.weight(name), [(form, 1.0) for form in delta.forms])
+        ours.get_parameter(name).data = torch.from_numpy(weight)
+    with torch.no_grad():
+        outputs = [m(*inputs) for m in (ours, live, model)]
+    got, want, before = (getattr(output, "logits", output) for output in outputs)
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    assert (want - before).abs().max() > 1e-3
+    return adapter
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MERGED_TYPES if kind not in UNTRIED])
+def test_a_type_that_only_peft_reads(kind, tiny_llama):
+    check(tiny_llama, wrapped(tiny_llama, kind, **SETTINGS.get(kind, {})), IDS)
+
+
+def test_a_type_that_trains_biases(mixed):
+    adapter = check(mixed, wrapped(mixed, "BEFT", target_modules=["wide", "head"]), IDS % 31)
+    assert sorted(adapter.deltas) == ["head.bias", "wide.bias"]
+
+
+def test_the_live_model_is_left_as_it_was(tiny_llama):
+    live = wrapped(tiny_llama, "HIRA")
+    before = {name: value.clone() for name, value in live.state_dict().items()}
+    from_peft_model(live)
+    after = live.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_base_that_was_changed_before_training_is_refused(tiny_llama):
+    with pytest.raises(UnsupportedError, match="init_lora_weights='pissa' changed the base"):
+        from_peft_model(wrapped(tiny_llama, "LORA", init_lora_weights="pissa"))
+
+
+def test_an_untrained_adapter_is_refused(tiny_llama):
+    config = peft.LoraConfig(target_modules=["q_proj"])
+    with pytest.raises(UnsupportedError, match="it changes no weight"):
+        from_peft_model(peft.get_peft_model(copy.deepcopy(tiny_llama), config))
