@@ -16,6 +16,7 @@ from edge_lora.errors import EdgeLoraError, EngineUnavailableError
 
 COMMANDS: dict[str, str] = {
     "train": "edge_lora.cli.train",
+    "convert": "edge_lora.cli.convert",
     "inspect": "edge_lora.cli.inspect",
     "verify": "edge_lora.cli.verify",
     "export": "edge_lora.cli.export",
