@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 FIGURES = (
-    "parity", "exactness", "latency", "open", "swap", "unfused", "file_size", "memory",
+    "parity", "exactness", "latency", "open", "swap", "unfused", "file_size", "memory", "codebook",
 )  # fmt: skip
 
 

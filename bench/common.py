@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_lora import Adapter, BaseIdentity, Delta, LowRank, Sparse
+from edge_lora import Adapter, BaseIdentity, Delta, LowRank, Sparse, codebook
 from edge_lora.bundle import Manifest, read_manifest
 from edge_lora.forms import Form, matrix_shape
 from edge_lora.runtime.bench.measure import device
@@ -36,7 +38,7 @@ def made_up_adapter(manifest: Manifest, kind: str, seed: int = 0) -> Path:
 
     Args:
         manifest: Of the bundle.
-        kind: "random1" or "line1" (1 % sparse, fp16), "lora16" (rank 16, fp32).
+        kind: "random1" or "line1" (1 % sparse, fp16), "lora16" (rank 16, fp32), "lora16-1bit".
         seed: Of masks and values.
     """
     rng = np.random.default_rng(seed)
@@ -68,11 +70,24 @@ def _form(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> Form:
             group, column = np.divmod(lines, in_features)
             rows = group[:, None] * 16 + np.arange(16)
             index = np.sort((rows * in_features + column[:, None]).ravel()).astype(np.uint32)
-        case "lora16":
+        case "lora16" | "lora16-1bit":
             a = rng.standard_normal((16, in_features)).astype(np.float32)
             b = rng.standard_normal((16, out_features)).astype(np.float32)
-            return LowRank(a, b, 1e-3)
+            if kind == "lora16":
+                return LowRank(a, b, 1e-3)
+            return LowRank(codebook.encode(a, 1), codebook.encode(b, 1), 1e-3)
     return Sparse(index, (rng.standard_normal(index.size) * 1e-2).astype(np.float16))
+
+
+def compiled(name: str, *sources: str) -> ctypes.CDLL:
+    """Build a shared library of files under ``cpp_ext``, as the core is built, and load it."""
+    path = OUT / f"lib{name}.so"
+    OUT.mkdir(exist_ok=True)
+    core = ROOT / "cpp_ext"
+    flags = ["-O3", "-std=c++20", "-ffp-contract=off", "-shared", "-fPIC", "-pthread"]
+    command = ["g++", *flags, f"-I{core / 'src'}", *(str(core / s) for s in sources)]
+    subprocess.run([*command, "-o", str(path)], check=True)
+    return ctypes.CDLL(str(path))
 
 
 def language_feeds(manifest: Manifest, new: int, past: int) -> dict[str, NDArray[np.generic]]:

@@ -7,7 +7,6 @@ same memory and does nothing else. Everything runs in turn in one process.
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from bench.common import OUT, ROOT, made_up_adapter, manifest_of, report, smollm2_bundle
+from bench.common import compiled, made_up_adapter, manifest_of, report, smollm2_bundle
 from edge_lora.bases import load_model
 from edge_lora.native import live_blocks
 from edge_lora.runtime import Session, open_bundle
@@ -134,11 +133,7 @@ def _bare_loop(session: Session, kind: str, threads: int) -> Callable[[], float]
 
 
 def _library() -> ctypes.CDLL:
-    path = OUT / "libexchange_loop.so"
-    source = ROOT / "cpp_ext" / "bench" / "exchange_loop.cc"
-    command = ["g++", "-O3", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(path)]
-    subprocess.run([*command, "-pthread"], check=True)
-    library = ctypes.CDLL(str(path))
+    library = compiled("exchange_loop", "bench/exchange_loop.cc")
     library.el_bench_exchange.restype = ctypes.c_double
     return library
 

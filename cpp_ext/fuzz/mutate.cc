@@ -23,11 +23,12 @@ namespace {
 using Random = std::mt19937_64;
 
 const std::vector<std::string> kTokens = {
-    "0",    "-1",   "1e9",   "4294967296", "18446744073709551615",
-    "1.5",  "null", "true",  "[]",         "{}",
-    "\"\"", "F16",  "BF16",  "F32",        "U8",
-    "U32",  "I64",  "rice",  "line16",     "set",
-    "row",  "col",  "dense", "block"};
+    "0",    "-1",     "1e9",      "4294967296", "18446744073709551615",
+    "1.5",  "null",   "true",     "[]",         "{}",
+    "\"\"", "F16",    "BF16",     "F32",        "U8",
+    "U32",  "I64",    "rice",     "line16",     "set",
+    "row",  "col",    "dense",    "block",      "row_scale",
+    "enc",  "tensor", "parallel", "low_rank",   "bottleneck"};
 
 void Mutate(std::string& bytes, Random& random) {
   for (uint64_t steps = 1 + random() % 4; steps > 0 && !bytes.empty(); --steps) {

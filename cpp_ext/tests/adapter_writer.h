@@ -32,11 +32,12 @@ class AdapterWriter {
     data_ += bytes;
   }
 
-  /// `slots` is the JSON of the header's "slots".
-  std::string Finish(const std::string& slots, double alpha = 1.0) const {
+  /// `slots` and `codebooks` are JSON of the header's members.
+  std::string Finish(const std::string& slots, double alpha = 1.0,
+                     const std::string& codebooks = "[]") const {
     const std::string header =
         R"({"edge_lora":1,"name":"t","method":"m","base":{"id":"b","sha256":"0"},"alpha":)" +
-        std::to_string(alpha) + ",\"slots\":" + slots +
+        std::to_string(alpha) + ",\"slots\":" + slots + ",\"codebooks\":" + codebooks +
         ",\"tensors_sha256\":" + Quote(edge_lora::Sha256Hex(data_.data(), data_.size())) + "}";
     const std::string text = "{\"__metadata__\":{\"edge_lora\":" + Quote(header) + "}" +
                              (entries_.empty() ? "" : ",") + entries_ + "}";
