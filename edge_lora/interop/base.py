@@ -48,7 +48,8 @@ class BundleBase:
     def weight(self, name: str) -> NDArray[np.float32]:
         """Return the weight of a slot, fp32, in the slot's own shape."""
         slot = self.slots[name]
-        return np.asarray(stored_weight(self._folder, self._manifest, slot.name), np.float32)
+        stored = stored_weight(self._folder, self._manifest, slot.name)
+        return np.ascontiguousarray(stored, np.float32)
 
 
 def as_base(base: BaseWeights | str | Path | None) -> BaseWeights | None:

@@ -29,24 +29,25 @@ _UNCOUNTED = "num_batches_tracked"  # of a batch norm: a counter that inference 
 
 def extras(source: Source) -> Iterator[Lowered]:
     """Yield the forms of everything that is no tuner's; what belongs to nothing is a problem."""
+    saved = source.config.names("modules_to_save")
     for key, array in source.rest.items():
         if ".original_module." in key:  # the untrained twin of a saved module
             continue
         name = key.replace(".modules_to_save.", ".")
         try:
-            yield from _extra(source, name, array)
+            yield from _extra(source, name, array, saved)
         except EdgeLoraError as error:
             source.problems.append(f"{name}: {error}")
 
 
-def _extra(source: Source, name: str, array: Array) -> Iterator[Lowered]:
+def _extra(source: Source, name: str, array: Array, saved: list[str]) -> Iterator[Lowered]:
     if name.endswith(_TOKENS):
         module = name.removesuffix(_TOKENS)
         source.require_base("the file does not say how many rows the embedding has")
         yield replaced_rows(source.slot(f"{module}.weight"), array, _tokens_of(source, module))
     elif name.endswith(_COPY):
         _compare_copy(source, name.removesuffix(_COPY) + ".weight", array)
-    elif _is_saved(source, name) and array.dtype.kind != "i":
+    elif _is_saved(source, name, saved) and array.dtype.kind != "i":
         parameter = name.replace(".base_layer.", ".")
         values = _oriented(source, parameter, array)
         tied = source.config.flag("ensure_weight_tying")
@@ -55,10 +56,9 @@ def _extra(source: Source, name: str, array: Array) -> Iterator[Lowered]:
         raise AdapterFileError(f"belongs to nothing that {source.config.type} or the config names")
 
 
-def _is_saved(source: Source, name: str) -> bool:
+def _is_saved(source: Source, name: str, saved: list[str]) -> bool:
     if name.endswith(".bias") and source.config.raw.get("bias", "none") != "none":
         return True
-    saved = source.config.names("modules_to_save")
     return name.endswith(_EMBEDDINGS) or any(
         re.search(rf"(^|\.|_){re.escape(module)}\.", name) for module in saved
     )

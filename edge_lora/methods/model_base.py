@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edge_lora.methods.base_slots import DTYPE_NAMES, find_weights, hash_weight, slot_table
+from edge_lora.methods.base_slots import (
+    DTYPE_NAMES,
+    SlotWeight,
+    find_weights,
+    hash_weight,
+    slot_table,
+)
 from edge_lora.slots import Slot, SlotTable
 
 
@@ -52,13 +58,14 @@ class ModelBase:
         """Names of all parameters, those that share a tensor too; reads no values."""
         return {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
 
+    @cached_property
+    def _weights(self) -> dict[str, SlotWeight]:
+        weights = find_weights(self._model).values()
+        return {name: weight for weight in weights for name in (weight.name, *weight.aliases)}
+
     def weight(self, name: str) -> NDArray[np.float32]:
         """Return a parameter, fp32, in the shape of its slot."""
-        known = {
-            alias: weight
-            for weight in find_weights(self._model).values()
-            for alias in (weight.name, *weight.aliases)
-        }
-        tensor = known[name].tensor if name in known else self._model.get_parameter(name).detach()
-        found: NDArray[np.float32] = tensor.float().cpu().numpy()
-        return found
+        found = self._weights.get(name)
+        tensor = found.tensor if found else self._model.get_parameter(name).detach()
+        values: NDArray[np.float32] = tensor.float().cpu().numpy()
+        return values

@@ -20,13 +20,27 @@ pytestmark = [
 SETTINGS = {
     "C3A": {"block_size": 16},
     "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "MISS": {"r": 8},
+    "ROAD": {"group_size": 16},
     "VBLORA": {"vector_length": 16},
+    "WAVEFT": {"n_frequency": 100},
 }
 UNTRIED = {
     "ADAMSS": "needs scikit-learn",
     "BEFT": "trains biases, a Llama has none: below",
 }
 IDS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture(scope="module")
+def small_llama():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=32, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
 
 
 def wrapped(model, kind, **settings):
@@ -61,8 +75,8 @@ def check(model, live, *inputs):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MERGED_TYPES if kind not in UNTRIED])
-def test_a_type_that_only_peft_reads(kind, tiny_llama):
-    check(tiny_llama, wrapped(tiny_llama, kind, **SETTINGS.get(kind, {})), IDS)
+def test_a_type_that_only_peft_reads(kind, small_llama):
+    check(small_llama, wrapped(small_llama, kind, **SETTINGS.get(kind, {})), IDS)
 
 
 def test_a_type_that_trains_biases(mixed):
@@ -70,8 +84,8 @@ def test_a_type_that_trains_biases(mixed):
     assert sorted(adapter.deltas) == ["head.bias", "wide.bias"]
 
 
-def test_the_live_model_is_left_as_it_was(tiny_llama):
-    live = wrapped(tiny_llama, "HIRA")
+def test_the_live_model_is_left_as_it_was(small_llama):
+    live = wrapped(small_llama, "HIRA")
     before = {name: value.clone() for name, value in live.state_dict().items()}
     from_peft_model(live)
     after = live.state_dict()
@@ -79,12 +93,12 @@ def test_the_live_model_is_left_as_it_was(tiny_llama):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_base_that_was_changed_before_training_is_refused(tiny_llama):
+def test_a_base_that_was_changed_before_training_is_refused(small_llama):
     with pytest.raises(UnsupportedError, match="init_lora_weights='pissa' changed the base"):
-        from_peft_model(wrapped(tiny_llama, "LORA", init_lora_weights="pissa"))
+        from_peft_model(wrapped(small_llama, "LORA", init_lora_weights="pissa"))
 
 
-def test_an_untrained_adapter_is_refused(tiny_llama):
+def test_an_untrained_adapter_is_refused(small_llama):
     config = peft.LoraConfig(target_modules=["q_proj"])
     with pytest.raises(UnsupportedError, match="it changes no weight"):
-        from_peft_model(peft.get_peft_model(copy.deepcopy(tiny_llama), config))
+        from_peft_model(peft.get_peft_model(copy.deepcopy(small_llama), config))
