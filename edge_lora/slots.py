@@ -195,6 +195,11 @@ def match_names(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     return [n for n in names if n in matched]
 
 
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether ``pattern`` matches any of ``names``, as in ``match_names``."""
+    return any(_matches(name, pattern) for name in names)
+
+
 def _module_of(name: str) -> str:
     return name.removesuffix(".weight")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,17 +23,28 @@ from edge_lora.bundle import (
     write_manifest,
 )
 from edge_lora.bundle_check import verify_slots
+from edge_lora.bundle_sites import BundleSite
 from edge_lora.errors import BundleError, UnknownNameError, UnsupportedError, list_all
 from edge_lora.export import onnx_passes
 from edge_lora.export.causal_lm import is_causal_lm, plan_causal_lm
 from edge_lora.export.onnx_graph import quiet, translate
 from edge_lora.export.plan import Plan, Task, plan_generic
+from edge_lora.export.site_graph import AddSites
+from edge_lora.export.site_markers import marked, markers
 from edge_lora.export.slot_graph import AddSlotInputs, lora_input_names
 from edge_lora.export.stages import Stages
 from edge_lora.export.verify import verify_outputs
 from edge_lora.export.weights import write_weights
-from edge_lora.methods.base_slots import SlotWeight, default_slots, find_weights, slot_table
-from edge_lora.slots import Slot, SlotTable, match_names
+from edge_lora.methods.base_slots import (
+    SlotWeight,
+    default_slots,
+    find_others,
+    find_weights,
+    slot_of,
+    slot_table,
+)
+from edge_lora.methods.sites import Site, match_sites
+from edge_lora.slots import Slot, SlotTable, match_names, matches
 
 ENGINES = ("onnxruntime", "executorch")
 SLOTS = ("none", "inputs")
@@ -54,6 +67,7 @@ def export_bundle(
     engines: Sequence[str] = ("onnxruntime",),
     slots: Literal["none", "inputs"] = "none",
     slot_names: Sequence[str] | None = None,
+    sites: Sequence[str] = (),
     base_id: str | None = None,
     tokenizer: Tokenizer | None = None,
     progress: bool = True,
@@ -75,7 +89,9 @@ def export_bundle(
         slots: "none": adapters are fused into the weights. "inputs": every slot also gets optional
             inputs (in, rank) and (rank, out), so that an adapter can be fed for one call.
         slot_names: Globs over weight names. Default: every linear layer; the output head only for
-            fused adapters, without inputs.
+            fused adapters, without inputs. One that matches no weight may name biases and norms.
+        sites: Globs over module names, ``"*.mlp"`` or ``"*.norm->*.mlp"`` (a branch that reads the
+            input of another module), where adapters may put a bottleneck. Default: nowhere.
         base_id: Readable name of the base. Default: its config's name or its class.
         tokenizer: A fast tokenizer of transformers, stored beside the graph.
         progress: Show stages on stderr.
@@ -100,16 +116,24 @@ def export_bundle(
     try:
         with stages("hash weights"):
             weights = find_weights(model)
-            names = _choose(weights, slot_names)
+            others = find_others(model)
+            names = _choose(weights, others, slot_names)
             # A branch on the output head costs every token a pass over the vocabulary: if named.
             branched = names if slot_names is not None else default_slots(model, weights)
             table = slot_table(model, base_id or "")
+            named = [slot_of(others[name]) for name in names if name in others]
+            every = SlotTable([*table.values(), *named], table.base_id, table.fingerprint)
+            found_sites = match_sites(model, sites) if sites else {}
         with stages("trace and translate"):
-            plan, graph = _plan_and_translate(model, task, example_inputs, dynamic_shapes)
+            plan, graph = _plan_and_translate(
+                model, task, example_inputs, dynamic_shapes, found_sites
+            )
         with stages("simplify"):
             chosen = _run_passes(
-                graph, plan, table, weights, names, must_exist=slot_names is not None
+                graph, plan, every, weights, names, must_exist=slot_names is not None
             )
+            site_slots = {name: site.slot() for name, site in found_sites.items()}
+            bundle_sites = _add_sites(graph, chosen, site_slots)
             if slots == "inputs":
                 AddSlotInputs([slot for slot in chosen if slot.name in branched])(graph)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +145,11 @@ def export_bundle(
             with stages("verify against torch"):
                 dtypes = {slot.dtype for slot in table.values()} or {"F32"}
                 error = verify_outputs(folder / MODEL_FILE, plan, max(dtypes, key=_coarseness))
-            manifest = _manifest(graph, plan, table, chosen, stored, error, folder)
+            manifest = replace(
+                _manifest(graph, plan, table, chosen, stored, error, folder),
+                slots=SlotTable([*chosen, *site_slots.values()], table.base_id, table.fingerprint),
+                sites=bundle_sites,
+            )
             with stages("verify weights"):
                 verify_slots(folder, manifest)
             write_manifest(folder, manifest)
@@ -163,10 +191,22 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _choose(weights: Mapping[str, SlotWeight], patterns: Sequence[str] | None) -> list[str]:
-    """Return the slots for the bundle: those asked for, or all that a linear layer reads."""
+def _choose(
+    weights: Mapping[str, SlotWeight],
+    others: Mapping[str, SlotWeight],
+    patterns: Sequence[str] | None,
+) -> list[str]:
+    """Return the slots for the bundle: those asked for, or all that a linear layer reads.
+
+    A pattern that matches no weight may name biases and norms.
+    """
     if patterns is not None:
-        return match_names(patterns, list(weights))
+        beside = [p for p in patterns if not matches(p, weights) and matches(p, others)]
+        among = [p for p in patterns if p not in beside]
+        return [
+            *(match_names(among, list(weights)) if among else []),
+            *(match_names(beside, list(others)) if beside else []),
+        ]
     chosen = [
         name
         for name, weight in weights.items()
@@ -185,6 +225,7 @@ def _plan_and_translate(
     task: Task,
     example_inputs: Mapping[str, torch.Tensor] | None,
     dynamic_shapes: Mapping[str, Mapping[int, str]] | None,
+    sites: Mapping[str, Site],
 ) -> tuple[Plan, ir.Model]:
     if task == "causal-lm":
         if example_inputs is not None or not is_causal_lm(model):
@@ -193,16 +234,39 @@ def _plan_and_translate(
                 "language model of transformers and no example_inputs. For any other module pass "
                 'task="generic" and example_inputs={"x": tensor}'
             )
-        plan = plan_causal_lm(model)
+        plan = _marking(plan_causal_lm(model), sites)
         return plan, translate(plan)
-    plan = plan_generic(model, example_inputs or {}, dynamic_shapes)
+    plan = _marking(plan_generic(model, example_inputs or {}, dynamic_shapes), sites)
     try:
         return plan, translate(plan)
     except UnsupportedError:
         if dynamic_shapes is not None or not any(plan.dynamic_shapes.values()):
             raise
-    plan = plan_generic(model, example_inputs or {}, dynamic_shapes={})  # every size fixed
+    fixed = plan_generic(model, example_inputs or {}, dynamic_shapes={})  # every size
+    plan = _marking(fixed, sites)
     return plan, translate(plan)
+
+
+def _marking(plan: Plan, sites: Mapping[str, Site]) -> Plan:
+    """Return the plan that also marks ``sites`` while it is traced."""
+
+    @contextlib.contextmanager
+    def tracing() -> Iterator[None]:
+        with plan.while_tracing(), marked(sites):
+            yield
+
+    return replace(plan, while_tracing=tracing)
+
+
+def _add_sites(
+    graph: ir.Model, slots: Sequence[Slot], sites: Mapping[str, Slot]
+) -> dict[str, BundleSite]:
+    absent = [name for name in sites if name not in markers(graph.graph)]
+    if absent:
+        raise UnsupportedError(list_all("sites that the traced forward does not pass", absent))
+    add = AddSites(list(slots), sites)
+    add(graph)
+    return add.found
 
 
 def _run_passes(

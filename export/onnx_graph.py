@@ -13,6 +13,7 @@ import torch
 
 from edge_lora.errors import UnsupportedError
 from edge_lora.export.plan import Plan
+from edge_lora.export.site_markers import TRANSLATIONS
 
 OPSET = 20  # LayerNormalization (17) and everything else we need; in ONNX Runtime since 1.17
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxscript.optimizer")
@@ -34,6 +35,7 @@ def translate(plan: Plan) -> ir.Model:
                 optimize=False,
                 verbose=False,
                 opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS,
             )
     except Exception as error:
         raise UnsupportedError(

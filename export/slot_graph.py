@@ -33,7 +33,11 @@ class AddSlotInputs(SlotPass):
         for slot in self.slots:
             value = model.graph.initializers[slot.name]
             readers = _readers(value)
-            if readers and all(_has_branch(node, source) for node, source in readers):
+            if (
+                slot.kind != "other"
+                and readers
+                and all(_has_branch(node, source) for node, source in readers)
+            ):
                 a, b = _add_inputs(model.graph, slot, value)
                 for node, _ in readers:
                     _add_branch(model.graph, node, a, b)

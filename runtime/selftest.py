@@ -17,8 +17,9 @@ _TRIES = 8  # values of a slot to try: one may feed a unit that is off for this 
 def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -> None:
     """Raise UnsupportedError if patching ``image`` does not reach ``engine``, or does not undo.
 
-    Three slots are tried (first, middle, last of those that every input passes through), so a
-    route that reaches only some kinds of layer is found out.
+    Three weights are tried (first, middle, last of those that every input passes through), so a
+    route that reaches only some kinds of layer is found out; and of biases and norms, which an
+    engine may have folded into something else, one for each set of operators that read them.
     """
     base = before = engine.run(feeds)
     if not finite(base):
@@ -42,8 +43,15 @@ def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -
 
 
 def _probed_slots(manifest: Manifest) -> list[str]:
-    names = [n for n, place in manifest.stored.items() if set(place.operators) != {"Gather"}]
-    return sorted({names[0], names[len(names) // 2], names[-1]}) if names else []
+    slots = manifest.weights
+    others = {manifest.stored[n].operators: n for n, slot in slots.items() if slot.kind == "other"}
+    names = [
+        name
+        for name, place in manifest.stored.items()
+        if slots[name].kind != "other" and set(place.operators) != {"Gather"}
+    ]
+    ends = {names[0], names[len(names) // 2], names[-1]} if names else set()
+    return sorted({*ends, *others.values()})
 
 
 def _probed_values(size: int) -> dict[int, float]:

@@ -107,6 +107,28 @@ def find_weights(model: nn.Module) -> dict[str, SlotWeight]:
     return {weight.name: weight for weight in found.values()}
 
 
+def find_others(model: nn.Module) -> dict[str, SlotWeight]:
+    """Return the parameters that ``find_weights`` leaves out (biases, norms) by name.
+
+    They are slots only where somebody names them, and never count in the base's fingerprint.
+    """
+    base = {id(weight.parameter) for weight in find_weights(model).values()}
+    found: dict[int, SlotWeight] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in base or parameter.dtype not in DTYPE_NAMES or not parameter.ndim:
+            continue
+        module = model.get_submodule(name.rpartition(".")[0])
+        if id(parameter) in found:
+            seen = found[id(parameter)]
+            modules = seen.modules if module in seen.modules else (*seen.modules, module)
+            found[id(parameter)] = replace(seen, modules=modules, aliases=(*seen.aliases, name))
+        else:
+            found[id(parameter)] = SlotWeight(
+                name, parameter, (module,), "other", is_transposed=False
+            )
+    return {weight.name: weight for weight in found.values()}
+
+
 def _byte_chunks(weight: Tensor) -> Iterator[bytes]:
     """Yield the bytes of ``weight``, row-major in its shape, without a second copy of all of it."""
     rows = max(1, _HASH_CHUNK_BYTES // max(1, weight[:1].numel() * weight.element_size()))

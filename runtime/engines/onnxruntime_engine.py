@@ -63,7 +63,8 @@ class OnnxRuntimeEngine:
         self._ours: dict[str, NDArray[np.float32]] = {}  # slot -> weight in memory of our own
         if route == "packed":
             require_allocator()
-            handed = [s for s, place in manifest.stored.items() if not is_packed(place)]
+            slots = manifest.weights.items()
+            handed = [n for n, slot in slots if not is_packed(slot, manifest.stored[n])]
             self._ours = {slot: self._read(slot) for slot in handed}
         elif route == "unpacked":
             self._ours = {slot: self._map(slot) for slot in manifest.stored}

@@ -22,6 +22,7 @@ from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
 from edge_lora.runtime.engines.one_node import matmul_model
+from edge_lora.slots import Slot
 
 # Operators that pack a constant fp32 weight; the engine folds a Transpose away and packs behind it.
 Blocks = dict[int, int]
@@ -33,9 +34,9 @@ _PACKING = {"MatMul", "Gemm", "Transpose"}
 changing_blocks = threading.RLock()
 
 
-def is_packed(place: StoredSlot) -> bool:
+def is_packed(slot: Slot, place: StoredSlot) -> bool:
     """Whether the engine keeps its own packed copy and nothing else of this weight."""
-    return set(place.operators) <= _PACKING
+    return slot.kind != "other" and set(place.operators) <= _PACKING
 
 
 def require_allocator() -> None:
@@ -77,9 +78,9 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str, blocks: B
     twins = Counter(slot.sha256 for slot in manifest.weights.values())
     free = dict(blocks)
     for name, place in manifest.stored.items():
-        if not set(place.operators) & _PACKING:
-            continue
         slot = manifest.slots[name]
+        if slot.kind == "other" or not set(place.operators) & _PACKING:
+            continue
         if twins[slot.sha256] > 1:
             problems.append(f"{name}: another slot has the same values, their blocks look alike")
             continue
