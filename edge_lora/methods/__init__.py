@@ -22,7 +22,9 @@ METHODS: dict[str, str] = {
     "biadaptformer": "edge_lora.methods.biadaptformer:BiAdaptFormer",
     "bilora": "edge_lora.methods.bilora:BiLoRA",
     "dora": "edge_lora.methods.dora:DoRA",
+    "dylora": "edge_lora.methods.dylora:DyLoRA",
     "lora": "edge_lora.methods.lora:LoRA",
+    "matryoshka": "edge_lora.methods.matryoshka:Matryoshka",
     "rslora": "edge_lora.methods.lora:RsLoRA",
     "shira": "edge_lora.methods.shira:SHiRA",
 }

@@ -74,7 +74,7 @@ class CodedBranch(SideBranch):
         """Return B at first: small, but with a spread."""
         return small_normal(out_features, rank, generator)
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def factors(self, training: bool) -> tuple[Tensor, Tensor, float]:  # noqa: ARG002
         """Return the decoded A and B."""
         a = seen_through_codes(self.a, self.bits, self.group)
         bt = seen_through_codes(self.b.t(), self.bits, self.group)

@@ -56,7 +56,7 @@ class SideBranch(nn.Module):
         """Return B at first: zero, so that the adapted model starts as the base."""
         return torch.zeros(out_features, rank)
 
-    def factors(self) -> tuple[Tensor, Tensor, float]:
+    def factors(self, training: bool) -> tuple[Tensor, Tensor, float]:  # noqa: ARG002
         """Return A, B and the scale of this forward."""
         return self.a, self.b, self.scale
 
@@ -70,7 +70,7 @@ class SideBranch(nn.Module):
         return [LowRank(self.a.detach().cpu().numpy(), bt.cpu().numpy(), self.scale)]
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        a, b, scale = self.factors()
+        a, b, scale = self.factors(module.training)
         dropout = self.dropout if module.training else 0.0
         branch = low_rank_output(module, inputs[0], a, b, dropout) * scale
         return self.combine(module, output, branch).to(output.dtype)

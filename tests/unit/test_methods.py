@@ -284,7 +284,9 @@ def test_lower_rounds_once_and_says_what_it_came_from(tiny_llama, token_batches)
 
 
 def test_unknown_method_lists_the_known_ones(tiny_llama):
-    with pytest.raises(UnknownNameError, match=r"unknown method 'shir'.*'shira'.*lora, rslora"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown method 'shir'.*'shira'.*lora, matryoshka, rslora"
+    ):
         attach(tiny_llama, "shir")
 
 

@@ -19,7 +19,7 @@ def test_lower_emits_the_codes_that_the_forward_multiplied(tiny_llama, token_bat
     read = Adapter.load(adapter.save(tmp_path / "few_bits.safetensors"))
     assert len(read.deltas) == 4
     for branch in attached.trained.each():
-        a, b, scale = branch.factors()
+        a, b, scale = branch.factors(training=False)
         (form,) = read.deltas[branch.name].forms
         assert isinstance(form.a, Coded)
         assert form.a.bits == form.bt.bits == 2
