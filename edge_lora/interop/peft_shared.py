@@ -39,7 +39,7 @@ RANDLORA_PARTS = ("randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B
 UNILORA_PARTS = (
     "unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B",
 )  # fmt: skip
-MAX_PROJECTION = 1 << 30  # numbers; a config may ask for any size
+MAX_PROJECTION = 1 << 28  # numbers; a config may ask for any size
 _SHAPES = "the file does not say the layers' shapes"
 
 
@@ -53,6 +53,8 @@ def vera(source: Source) -> list[Lowered]:
     if "vera_A" in source.shared or "vera_B" in source.shared:
         shared = Parts("shared", source.shared)
         a_all, b_all = map(fp32, shared.take("vera_A", "vera_B"))
+        require_shape("vera_A", a_all, rank, None)
+        require_shape("vera_B", b_all, None, rank)
     else:
         widest = max(width for _, width in shapes.values())
         tallest = max(height for height, _ in shapes.values())
@@ -110,6 +112,8 @@ def randlora(source: Source) -> list[Lowered]:
         bases = math.ceil(short / rank)
         require_shape("randlora_lambda", weights, rank, bases)
         require_shape("randlora_gamma", gamma, bases, short)
+        require_shape("randlora_A", a, rank, 1, None)
+        require_shape("randlora_B", b, None, None, rank)
         a = require_shape("randlora_A", a[:, 0, :short], rank, short)
         b = require_shape("randlora_B", b[:tall, :bases], tall, bases, rank)
         # PEFT pairs the flat (rank, bases) of one side with the flat (bases, rank) of the other.

@@ -66,6 +66,8 @@ def ia3(source: Source) -> list[Lowered]:
     def convert(parts: Parts) -> Iterator[Lowered]:
         (gain,) = parts.take("ia3_l")
         slot = source.slot(parts.weight)
+        if len(slot.shape) < 2:
+            raise AdapterFileError(f"the slot is {slot.shape}, no layer that IA3 adapts")
         values = fp32(gain.reshape(-1)) - np.float32(1)
         if source.config.selects("feedforward_modules", parts.module):
             kernel = int(np.prod(slot.shape[2:]))
