@@ -81,7 +81,7 @@ std::shared_ptr<const AdapterFile> AdapterFile::Open(const std::string& path) {
 }
 
 std::shared_ptr<const AdapterFile> AdapterFile::AtRank(uint32_t rank) const {
-  const std::shared_ptr<AdapterFile> view(new AdapterFile(*this));
+  const auto view = std::make_shared<AdapterFile>(*this);
   CutToRank(view->deltas_, rank);
   return view;
 }

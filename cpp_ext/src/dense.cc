@@ -149,7 +149,7 @@ double LargestDelta(const Fields& fields, double largest) {
 }  // namespace
 
 DeltaOnRect::DeltaOnRect(std::span<const Term> terms, Shape shape, const Rect& rect)
-    : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()), are_products_(true) {
+    : terms_(terms), shape_(shape), rect_(rect), factors_(terms.size()) {
   for (size_t t = 0; t < terms.size(); ++t) {
     if (const auto* low_rank = std::get_if<LowRank>(&terms[t].fields)) {
       Take(*low_rank, factors_[t]);

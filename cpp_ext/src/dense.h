@@ -52,7 +52,7 @@ class DeltaOnRect {
   Shape shape_;
   Rect rect_;
   std::vector<Factors> factors_;  // (terms); empty where the term is no product
-  bool are_products_;             // all terms are
+  bool are_products_ = true;      // all terms are
 };
 
 /// tile += total. Returns whether all sums are finite.

@@ -1,5 +1,7 @@
 """Hostile files, given to the NumPy reader and to the compiled core: both refuse the same ones."""
 
+import hashlib
+import json
 import os
 import struct
 import sys
@@ -107,6 +109,18 @@ def test_many_tensors(read, tmp_path):
     assert time.perf_counter() - start < 30, "not linear in the number of tensors"
 
 
+def accepted(path):
+    """Return for each reader whether it takes the file."""
+    found = []
+    for read in READERS.values():
+        try:
+            read(str(path))
+            found.append(True)
+        except AdapterFileError:
+            found.append(False)
+    return found
+
+
 def test_random_damage(tmp_path):
     """Whatever a few flipped bytes do, both readers agree on whether the file is sound."""
     rng = np.random.default_rng(5)
@@ -117,11 +131,65 @@ def test_random_damage(tmp_path):
             at = rng.integers(0, damaged.size, 2)
             damaged[at] = rng.integers(0, 256, 2)
             path.write_bytes(damaged.tobytes())
-            accepted = []
-            for read in READERS.values():
-                try:
-                    read(str(path))
-                    accepted.append(True)
-                except AdapterFileError:
-                    accepted.append(False)
-            assert accepted[0] == accepted[1], damaged.tobytes()
+            numpy, core = accepted(path)
+            assert numpy == core, damaged.tobytes()
+
+
+ODD = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    16,
+    -1,
+    2**32,
+    2**64,
+    0.5,
+    -0.0,
+    1e300,
+    None,
+    True,
+    "",
+    "row",
+    "add",
+    [],
+    {},
+]
+
+
+def edit(holder, rng):
+    """Replace, drop or double one thing somewhere in a header, and maybe another."""
+    keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+    if not keys:
+        return
+    key = keys[rng.integers(len(keys))]
+    if isinstance(holder[key], dict | list) and rng.random() < 0.8:
+        edit(holder[key], rng)
+    elif rng.random() < 0.2:
+        del holder[key]
+    elif isinstance(holder, list) and rng.random() < 0.3:
+        holder.insert(key, holder[key])
+    else:
+        holder[key] = ODD[rng.integers(len(ODD))]
+
+
+def test_random_edits_behind_the_hash(tmp_path):
+    """Headers that say something else, tensors of other bytes: both readers agree again."""
+    rng, path, sound = np.random.default_rng(7), tmp_path / "edited", 0
+    for blob in SOUND.values():
+        size = 8 + int.from_bytes(blob[:8], "little")
+        for _ in range(30):
+            outer, data = json.loads(blob[8:size]), np.frombuffer(blob[size:], np.uint8).copy()
+            inner = json.loads(outer.pop("__metadata__")["edge_lora"])
+            if data.size and rng.random() < 0.5:
+                data[rng.integers(data.size)] = rng.integers(256)
+            else:
+                edit(inner.get(("slots", "codebooks")[rng.integers(2)], {}), rng)
+            inner["tensors_sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
+            path.write_bytes(files.file_of(outer, data.tobytes(), inner))
+            numpy, core = accepted(path)
+            assert numpy == core, path.read_bytes()
+            sound += core
+    assert 100 < sound < 0.9 * 30 * len(SOUND)
