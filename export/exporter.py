@@ -31,7 +31,12 @@ from edge_lora.export.onnx_graph import quiet, translate
 from edge_lora.export.plan import Plan, Task, plan_generic
 from edge_lora.export.site_graph import AddSites
 from edge_lora.export.site_markers import marked, markers
-from edge_lora.export.slot_graph import AddSlotInputs, lora_input_names
+from edge_lora.export.slot_graph import (
+    SLOT_FORMS,
+    AddSlotInputs,
+    gain_input_name,
+    lora_input_names,
+)
 from edge_lora.export.stages import Stages
 from edge_lora.export.verify import verify_outputs
 from edge_lora.export.weights import write_weights
@@ -66,6 +71,7 @@ def export_bundle(
     dynamic_shapes: Mapping[str, Mapping[int, str]] | None = None,
     engines: Sequence[str] = ("onnxruntime",),
     slots: Literal["none", "inputs"] = "none",
+    slot_forms: Sequence[str] = ("low_rank",),
     slot_names: Sequence[str] | None = None,
     sites: Sequence[str] = (),
     base_id: str | None = None,
@@ -88,6 +94,8 @@ def export_bundle(
         engines: Only "onnxruntime" so far.
         slots: "none": adapters are fused into the weights. "inputs": every slot also gets optional
             inputs (in, rank) and (rank, out), so that an adapter can be fed for one call.
+        slot_forms: What the inputs of a slot can carry. "row_scale" beside "low_rank" lets DoRA run
+            unfused, and costs every run one more node at every slot.
         slot_names: Globs over weight names. Default: every linear layer; the output head only for
             fused adapters, without inputs. One that matches no weight may name biases and norms.
         sites: Globs over module names, ``"*.mlp"`` or ``"*.norm->*.mlp"`` (a branch that reads the
@@ -101,11 +109,11 @@ def export_bundle(
 
     Raises:
         UnsupportedError: The model cannot be traced or its graph differs from torch.
-        UnknownNameError: Unknown engine, ``slots`` value, task or slot pattern; lists the known.
+        UnknownNameError: Unknown engine, ``slots`` value, form, task or pattern; lists the known.
         BundleError: ``out`` is in the way.
     """
     out = Path(out)
-    _check_choices(task, engines, slots)
+    _check_choices(task, engines, slots, slot_forms)
     _check_out(out)
     task = task or ("generic" if example_inputs is not None else "causal-lm")
     stages = Stages(progress)
@@ -135,7 +143,7 @@ def export_bundle(
             site_slots = {name: site.slot() for name, site in found_sites.items()}
             bundle_sites = _add_sites(graph, chosen, site_slots)
             if slots == "inputs":
-                AddSlotInputs([slot for slot in chosen if slot.name in branched])(graph)
+                AddSlotInputs([s for s in chosen if s.name in branched], slot_forms)(graph)
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             folder = Path(scratch) / "bundle"
@@ -160,7 +168,9 @@ def export_bundle(
     return manifest
 
 
-def _check_choices(task: str | None, engines: Sequence[str], slots: str) -> None:
+def _check_choices(
+    task: str | None, engines: Sequence[str], slots: str, slot_forms: Sequence[str]
+) -> None:
     problems = [
         f"unknown engine {engine!r}. Known: {', '.join(ENGINES)}"
         for engine in engines
@@ -170,6 +180,11 @@ def _check_choices(task: str | None, engines: Sequence[str], slots: str) -> None
         problems.append(f"no engine. Known: {', '.join(ENGINES)}")
     if slots not in SLOTS:
         problems.append(f"unknown slots={slots!r}. Known: {', '.join(SLOTS)}")
+    problems += [
+        f"unknown slot form {form!r}. Known: {', '.join(SLOT_FORMS)}"
+        for form in slot_forms
+        if form not in SLOT_FORMS
+    ]
     if task not in (None, "causal-lm", "generic"):
         problems.append(f"unknown task {task!r}. Known: causal-lm, generic")
     if problems:
@@ -310,7 +325,7 @@ def _write_graph(model: ir.Model, folder: Path, slots: Sequence[Slot]) -> dict[s
     stored = {}
     for slot in slots:
         value = model.graph.initializers[slot.name]
-        pair = lora_input_names(slot)
+        pair, gain = lora_input_names(slot), gain_input_name(slot)
         stored[slot.name] = StoredSlot(
             file=WEIGHTS_FILE,
             offset=offsets[slot.name],
@@ -318,6 +333,7 @@ def _write_graph(model: ir.Model, folder: Path, slots: Sequence[Slot]) -> dict[s
             initializer=slot.name,
             operators=tuple(sorted({node.op_type for node, _ in value.uses()})),
             lora_inputs=pair if pair[0] in inputs else None,
+            gain_input=gain if gain in inputs else None,
         )
     return stored
 

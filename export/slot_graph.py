@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from edge_lora.export.onnx_passes import SlotPass
 from edge_lora.slots import Slot
+
+SLOT_FORMS = ("low_rank", "row_scale")
+"""What an adapter may feed at a slot."""
 
 
 def lora_input_names(slot: Slot) -> tuple[str, str]:
@@ -19,13 +24,30 @@ def lora_input_names(slot: Slot) -> tuple[str, str]:
     return f"{module}.lora_a", f"{module}.lora_b"
 
 
+def gain_input_name(slot: Slot) -> str:
+    """Return the name of a slot's gain.
+
+    >>> gain_input_name(Slot("q.weight", (2, 3), "F32", ""))
+    'q.row_gain'
+    """
+    return f"{slot.name.removesuffix('.weight')}.row_gain"
+
+
 class AddSlotInputs(SlotPass):
-    """Add ``(x @ a) @ b`` to what reads each slot's weight.
+    """Make what reads each slot's weight compute ``gain * (x @ w) + (x @ a) @ b``.
 
     ``a`` (in, rank) and ``b`` (rank, out) are inputs with default values of rank 0, so that a run
     which does not feed them is the base. Every slot has a rank of its own. Weights read by
-    anything but MatMul, Gemm and Gather get no inputs.
+    anything but MatMul, Gemm, Gather and Conv (of one group) get no inputs.
+
+    ``gain`` (out,) is there only with ``row_scale`` among the forms, since it costs a node at every
+    slot; MatMul and Gemm have it. Its default is 1, and a bias is added after it.
     """
+
+    def __init__(self, slots: Sequence[Slot], forms: Collection[str] = ("low_rank",)) -> None:
+        """Add inputs at ``slots`` for ``forms``, of ``SLOT_FORMS``."""
+        super().__init__(slots)
+        self.forms = forms
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Add the inputs and branches."""
@@ -33,15 +55,20 @@ class AddSlotInputs(SlotPass):
         for slot in self.slots:
             value = model.graph.initializers[slot.name]
             readers = _readers(value)
-            if (
-                slot.kind != "other"
-                and readers
-                and all(_has_branch(node, source) for node, source in readers)
-            ):
+            if slot.kind == "other" or not readers:
+                continue
+            if not all(_has_branch(node, source) for node, source in readers):
+                continue
+            nodes = [node for node, _ in readers]
+            if "low_rank" in self.forms:
                 a, b = _add_inputs(model.graph, slot, value)
-                for node, _ in readers:
+                for node in nodes:
                     _add_branch(model.graph, node, a, b)
-                modified = True
+            if "row_scale" in self.forms and {n.op_type for n in nodes} <= {"MatMul", "Gemm"}:
+                gain = _add_gain(model.graph, slot, value)
+                for node in nodes:
+                    _scale_rows(model.graph, node, gain)
+            modified = True
         return ir.passes.PassResult(model, modified)
 
     def ensures(self, model: ir.Model) -> None:
@@ -77,49 +104,96 @@ def _has_branch(node: ir.Node, source: ir.Value) -> bool:
         return position == 1 and plain and node.attributes.get_int("transA", 0) == 0
     if node.op_type == "Gather":
         return position == 0 and node.attributes.get_int("axis", 0) == 0
+    if node.op_type == "Conv":
+        return position == 1 and node.attributes.get_int("group", 1) == 1
     return False
 
 
 def _add_inputs(graph: ir.Graph, slot: Slot, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-    assert weight.const_value is not None
-    dtype = weight.const_value.dtype
-    out_features, in_features = slot.shape
     a_name, b_name = lora_input_names(slot)
     rank = f"{slot.name.removesuffix('.weight')}.rank"
-    pair = []
-    for name, shape, empty in (
-        (a_name, (in_features, rank), (in_features, 0)),
-        (b_name, (rank, out_features), (0, out_features)),
-    ):
-        value = ir.val(name, dtype, ir.Shape(shape))
-        value.const_value = ir.tensor(np.zeros(empty, dtype.numpy()), name=name)
-        graph.inputs.append(value)
-        graph.initializers.add(value)
-        pair.append(value)
-    return pair[0], pair[1]
+    out_features, *rest = slot.shape
+    a_shape: tuple[int | str, ...] = (*rest, rank)
+    b_shape: tuple[int | str, ...] = (rank, out_features)
+    if slot.kind == "conv":
+        a_shape, b_shape = (rank, *rest), (out_features, rank, *(1 for _ in rest[1:]))
+    return _optional_input(graph, a_name, weight, a_shape), _optional_input(
+        graph, b_name, weight, b_shape
+    )
+
+
+def _add_gain(graph: ir.Graph, slot: Slot, weight: ir.Value) -> ir.Value:
+    name = gain_input_name(slot)
+    return _optional_input(graph, name, weight, (f"{name}.size",), default=np.ones(1))
+
+
+def _optional_input(
+    graph: ir.Graph,
+    name: str,
+    weight: ir.Value,
+    shape: tuple[int | str, ...],
+    default: np.ndarray | None = None,
+) -> ir.Value:
+    """Add an input of the dtype of ``weight``; by default its symbolic axes are empty."""
+    assert weight.const_value is not None
+    dtype = weight.const_value.dtype
+    if default is None:
+        default = np.zeros([n if isinstance(n, int) else 0 for n in shape])
+    value = ir.val(name, dtype, ir.Shape(shape))
+    value.const_value = ir.tensor(default.astype(dtype.numpy()), name=name)
+    graph.inputs.append(value)
+    graph.initializers.add(value)
+    return value
 
 
 def _add_branch(graph: ir.Graph, node: ir.Node, a: ir.Value, b: ir.Value) -> None:
     """Add the branch to the output y of ``node``.
 
-    MatMul and Gemm: y + (x @ a) @ b. Gather: y + transpose(b)[ids] @ transpose(a).
+    MatMul and Gemm: y + (x @ a) @ b. Gather: y + transpose(b)[ids] @ transpose(a). Conv: y +
+    b * (a * x), where ``a`` is a kernel that moves as the weight does and ``b`` one of size 1.
     """
     name = node.name
-    output = node.outputs[0]
     if node.op_type == "Gather":
         ids = node.inputs[1]
         columns = ir.node("Transpose", [b], {"perm": [1, 0]}, name=f"{name}/lora_b")
         down = ir.node("Gather", [columns.outputs[0], ids], {"axis": 0}, name=f"{name}/lora_gather")
         rows = ir.node("Transpose", [a], {"perm": [1, 0]}, name=f"{name}/lora_a")
-        nodes, factor = [columns, down, rows], rows.outputs[0]
+        up = ir.node("MatMul", [down.outputs[0], rows.outputs[0]], name=f"{name}/lora_b_a")
+        nodes = [columns, down, rows, up]
+    elif node.op_type == "Conv":
+        kept = {k: v for k, v in node.attributes.items() if k != "kernel_shape"}
+        down = ir.node("Conv", [node.inputs[0], a], kept, name=f"{name}/lora_a")
+        up = ir.node("Conv", [down.outputs[0], b], name=f"{name}/lora_b_a")
+        nodes = [down, up]
     else:
         down = ir.node("MatMul", [node.inputs[0], a], name=f"{name}/lora_a")
-        nodes, factor = [down], b
-    up = ir.node("MatMul", [down.outputs[0], factor], name=f"{name}/lora_b_a")
-    total = ir.node("Add", [output, up.outputs[0]], name=f"{name}/lora_add")
-    total.outputs[0].shape, total.outputs[0].type = output.shape, output.type
-    output.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
-    total.replace_input_with(0, output)
-    if total.outputs[0].is_graph_output():
-        output.name, total.outputs[0].name = f"{output.name}.base", output.name
-    graph.insert_after(node, [*nodes, up, total])
+        up = ir.node("MatMul", [down.outputs[0], b], name=f"{name}/lora_b_a")
+        nodes = [down, up]
+    total = ir.node("Add", [node.outputs[0], up.outputs[0]], name=f"{name}/lora_add")
+    _take_over(graph, node, [*nodes, total])
+
+
+def _scale_rows(graph: ir.Graph, node: ir.Node, gain: ir.Value) -> None:
+    """Multiply the product of ``node`` by ``gain``; a Gemm adds its bias afterwards."""
+    name = node.name
+    scaled = ir.node("Mul", [node.outputs[0], gain], name=f"{name}/row_gain")
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        _take_over(graph, node, [scaled])
+        return
+    node.replace_input_with(2, None)
+    biased = ir.node("Add", [scaled.outputs[0], bias], name=f"{name}/bias")
+    _take_over(graph, node, [scaled, biased])
+
+
+def _take_over(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Insert ``nodes`` behind ``node``; what read its output reads that of the last of them."""
+    output, result = node.outputs[0], nodes[-1].outputs[0]
+    ours = {(n, i) for n in nodes for i, value in enumerate(n.inputs) if value is output}
+    result.shape, result.type = output.shape, output.type
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    for reader, index in ours:
+        reader.replace_input_with(index, output)
+    if result.is_graph_output():
+        output.name, result.name = f"{output.name}.base", output.name
+    graph.insert_after(node, nodes)

@@ -24,15 +24,33 @@ from edge_lora.cli.output import human_bytes, json_option, print_facts, print_js
     show_default=True,
     help="inputs: adapters can also be fed for one call, unfused.",
 )
+@click.option(
+    "--slot-forms",
+    multiple=True,
+    type=click.Choice(["low_rank", "row_scale"]),
+    default=["low_rank"],
+    show_default=True,
+    help="With --slots inputs: what can be fed. row_scale: DoRA, at one more node per slot.",
+)
+@click.option("--sites", multiple=True, metavar="GLOB", help="Modules that may get a bottleneck.")
 @click.option("--slot-names", multiple=True, metavar="GLOB", help="Slots. Default: all linear.")
 @json_option
-def command(base: str, out: Path, slots: str, slot_names: tuple[str, ...], as_json: bool) -> None:
+def command(
+    base: str,
+    out: Path,
+    slots: str,
+    slot_forms: tuple[str, ...],
+    sites: tuple[str, ...],
+    slot_names: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Export a causal language model to a bundle: plain ONNX, a slot table, hashes.
 
     For any other torch module use edge_lora.export.export_bundle from Python.
 
     \b
     edge-lora export --base smollm2 -o smollm2-bundle
+    edge-lora export --base smollm2 -o smollm2-sites --slots inputs --sites '*.mlp'
     """
     from edge_lora.bases import load_model
     from edge_lora.export import export_bundle
@@ -44,7 +62,9 @@ def command(base: str, out: Path, slots: str, slot_names: tuple[str, ...], as_js
         out,
         task="causal-lm",
         slots=cast("Literal['none', 'inputs']", slots),
+        slot_forms=slot_forms,
         slot_names=list(slot_names) or None,
+        sites=sites,
         base_id=loaded.id,
         tokenizer=loaded.tokenizer,
     )
@@ -53,7 +73,8 @@ def command(base: str, out: Path, slots: str, slot_names: tuple[str, ...], as_js
         "bundle": str(out),
         "base": manifest.base_id,
         "base_fingerprint": manifest.fingerprint,
-        "slots": len(manifest.slots),
+        "slots": len(manifest.stored),
+        **({"sites": len(manifest.sites)} if manifest.sites else {}),
         "size": human_bytes(size),
         "largest_relative_error": dict(manifest.parity),
     }

@@ -22,12 +22,33 @@ if TYPE_CHECKING:
     from edge_lora.runtime import Session
 
 
+class RankType(click.ParamType[int | str]):
+    """A number, or ``auto:12ms``."""
+
+    name = "K|auto:MSms"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return the number or the text; the session reads the latter."""
+        if isinstance(value, str) and value.isdecimal():
+            return int(value)
+        if isinstance(value, str) and value.startswith("auto:"):
+            return value
+        self.fail(f"{value!r} is neither a number nor like auto:12ms", param, ctx)
+
+
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, type=AdapterType())
 @click.option("--prompt", required=True, help="Text to continue; - reads stdin.")
 @click.option("--adapter", "chosen", multiple=True, help="Use only these of ADAPTERS, by name.")
-@click.option("--unfused", is_flag=True, help="Feed one low-rank adapter beside the weights.")
+@click.option("--unfused", is_flag=True, help="Feed one adapter beside the weights.")
+@click.option(
+    "--rank",
+    type=RankType(),
+    help="Rank of one nested adapter, or with --unfused auto:12ms: the largest that is so fast.",
+)
 @click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1))
 @click.option(
     "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Sample. Default: greedy."
@@ -43,6 +64,7 @@ def command(
     prompt: str,
     chosen: tuple[str, ...],
     unfused: bool,
+    rank: int | str | None,
     max_tokens: int,
     top_p: float | None,
     temperature: float,
@@ -60,6 +82,10 @@ def command(
     used = _select(adapters, chosen)
     if unfused and len(used) != 1:
         raise click.UsageError(f"--unfused takes exactly one adapter, {len(used)} given")
+    if rank is not None and len(used) != 1:
+        raise click.UsageError(f"--rank takes exactly one adapter, {len(used)} given")
+    if isinstance(rank, str) and not unfused:
+        raise click.UsageError(f"--rank {rank} takes --unfused; give a number to fuse")
     from edge_lora.runtime import open_bundle
     from edge_lora.runtime.generate import generate
     from edge_lora.runtime.sampling import Sampler, greedy, nucleus
@@ -71,18 +97,22 @@ def command(
     tokenizer = tokenizer_of(bundle)
     text = sys.stdin.read() if prompt == "-" else prompt
     with open_bundle(bundle, threads=threads, route=route) as session:
-        swap = _load(session, used, fuse=not unfused)
+        swap = _load(session, used, None if isinstance(rank, str) else rank, fuse=not unfused)
+        if unfused and rank is not None:
+            rank = session.rank_of(used[0].name, rank)
         generation = generate(
             session,
             [tokenizer.encode(text).ids],
             max_new_tokens=max_tokens,
             sample=sample,
             adapter=used[0].name if unfused else None,
+            rank=rank if unfused else None,
         )
         facts = {
             "text": tokenizer.decode(generation.tokens[0]),
             "adapters": {adapter.name: adapter.scale for adapter in used},
             "fused": bool(used) and not unfused,
+            "rank": rank,
             "tokens": len(generation.tokens[0]),
             "prefill_ms": generation.prefill_ms,
             "decode_ms": sorted(generation.decode_ms)[len(generation.decode_ms) // 2]
@@ -118,11 +148,14 @@ def _select(
     return tuple(a for a in adapters if not chosen or a.name in chosen)
 
 
-def _load(session: Session, used: tuple[AdapterArgument, ...], *, fuse: bool) -> dict[str, Any]:
+def _load(
+    session: Session, used: tuple[AdapterArgument, ...], rank: int | None, *, fuse: bool
+) -> dict[str, Any]:
     """Load the adapters, fuse them if asked to, and say what the swap took."""
     for adapter in used:
         session.load_adapter(adapter.path, adapter.name)
     if not used or not fuse:
         return {"route": session.route}
-    stats = session.set_adapters([a.name for a in used], [a.scale for a in used])
+    ranks = [rank] * len(used)
+    stats = session.set_adapters([a.name for a in used], [a.scale for a in used], ranks)
     return {"route": stats.route, "swap_ms": stats.ms, "swap_bytes": stats.bytes}

@@ -38,8 +38,9 @@ def test_options_without_help_show_their_default(verb):
             assert option.show_default, f"{verb}: {option.opts[0]} says nothing"
 
 
-# A switch where there is something to list, a choice where there is something to make.
-TWO_MEANINGS = {"--slots"}
+# A switch where there is something to list, a choice where there is something to make; a rank to
+# squeeze to, or one to run at.
+TWO_MEANINGS = {"--slots", "--rank"}
 
 
 def test_one_name_means_one_thing():
