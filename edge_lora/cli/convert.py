@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
@@ -156,26 +158,30 @@ def command(
     _require_place(source, out, target)
     if bundle is not None and prompts and not takes_text(bundle):
         raise UnsupportedError(f"bundle '{bundle}' takes no text, so there is no --prompt for it")
-    done = _convert(source, out, recipe)
-    facts = {
-        "name": done.converted.name,
-        "from": kind,
-        "to": target,
-        "out": str(out),
-        "base": done.converted.base.id,
-        "slots": len(done.converted.deltas),
-        "values_before": _values(done.original),
-        "values": _values(done.converted),
-        "bytes_before": size_of(source),
-        "bytes": size_of(out),
-        **_errors(done),
-    }
-    if bundle is not None:
-        report(f"comparing both in {bundle}")
-        onnx = out if target == "onnx" else None
-        facts["equivalence"] = compare(
-            bundle, done.original, done.converted, prompts, threads, onnx
-        )
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        staged = Path(folder) / out.name
+        done = _convert(source, staged, recipe)
+        facts = {
+            "name": done.converted.name,
+            "from": kind,
+            "to": target,
+            "out": str(out),
+            "base": done.converted.base.id,
+            "slots": len(done.converted.deltas),
+            "values_before": _values(done.original),
+            "values": _values(done.converted),
+            "bytes_before": size_of(source),
+            "bytes": size_of(staged),
+            **_errors(done),
+        }
+        if bundle is not None:
+            report(f"comparing both in {bundle}")
+            onnx = staged if target == "onnx" else None
+            facts["equivalence"] = compare(
+                bundle, done.original, done.converted, prompts, threads, onnx
+            )
+        report(f"writing {out}")
+        _place(staged, out)
     if as_json:
         slots = [{"slot": e.slot, "relative_error": e.relative} for e in done.errors]
         print_json({**facts, "slot_errors": slots, "squeezed": [asdict(s) for s in done.squeezed]})
@@ -183,8 +189,8 @@ def command(
     _print(facts, done)
 
 
-def _convert(source: Path, out: Path, recipe: Recipe) -> Conversion:
-    """Read, change, write and read back."""
+def _convert(source: Path, staged: Path, recipe: Recipe) -> Conversion:
+    """Read, change, write to ``staged`` and read back."""
     from edge_lora.interop.files import read_any
     from edge_lora.quantise import quantise
     from edge_lora.slot_errors import slot_errors
@@ -200,11 +206,10 @@ def _convert(source: Path, out: Path, recipe: Recipe) -> Conversion:
     if recipe.bits is not None:
         group, book = cast("Group", recipe.group), cast("Book", recipe.book)
         adapter = quantise(adapter, int(recipe.bits), group, book)
-    report(f"writing {out}")
-    _write(adapter, out, recipe)
+    _write(adapter, staged, recipe)
     written = adapter
     if recipe.target != "onnx":
-        written = replace(read_any(out, recipe.bundle), name=adapter.name)  # PEFT keeps no name
+        written = replace(read_any(staged, recipe.bundle), name=adapter.name)  # PEFT keeps no name
     return Conversion(original, written, squeezed, slot_errors(original, written))
 
 
@@ -227,6 +232,16 @@ def _write(adapter: Adapter, out: Path, recipe: Recipe) -> None:
 
             assert bundle is not None
             to_onnx_adapter(adapter, out, bundle)
+
+
+def _place(staged: Path, out: Path) -> None:
+    """Put what was written where it belongs, now that nothing can go wrong any more."""
+    if not staged.is_dir():
+        os.replace(staged, out)
+        return
+    out.mkdir(exist_ok=True)
+    for file in staged.iterdir():
+        os.replace(file, out / file.name)
 
 
 def _require_sense(recipe: Recipe, prompts: Sequence[str]) -> None:

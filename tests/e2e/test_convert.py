@@ -117,6 +117,14 @@ def test_what_does_not_fit_the_base_is_refused(bundle, mlp_bundle, source, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_written_where_the_comparison_fails(bundle, source, tmp_path):
+    """The session refuses an adapter without effect."""
+    adapter = Adapter.load(source)
+    silent = adapter.scaled(1e-30).save(tmp_path / "silent.safetensors")
+    refused(run(silent, tmp_path / "x.safetensors", "--base", bundle), "has no effect")
+    assert list(tmp_path.iterdir()) == [silent]
+
+
 def test_a_bundle_without_an_architecture_has_no_gguf(bundle, source, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / "bundle")
     raw = json.loads((copy / "bundle.json").read_text())
