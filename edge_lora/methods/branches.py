@@ -13,6 +13,7 @@ A method subclasses ``SideBranch`` and says what it trains and which factors a f
 
 import math
 from collections.abc import Callable, Mapping
+from types import UnionType
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -128,11 +129,21 @@ def low_rank_output(
 
 def number_problems(rank: int, dropout: float, **finite: float) -> list[str]:
     """Return what is impossible among the numbers that most configs share."""
-    problems = [] if rank >= 1 else [f"rank is {rank!r}, must be at least 1"]
-    problems += [f"{k} is {v!r}, must be finite" for k, v in finite.items() if not math.isfinite(v)]
-    if not 0 <= dropout < 1:
+    problems = []
+    if not _is_number(rank, int) or rank < 1:
+        problems.append(f"rank is {rank!r}, must be at least 1")
+    problems += [
+        f"{name} is {value!r}, must be finite"
+        for name, value in finite.items()
+        if not _is_number(value, int | float) or not math.isfinite(value)
+    ]
+    if not _is_number(dropout, int | float) or not 0 <= dropout < 1:
         problems.append(f"dropout is {dropout!r}, must be in [0, 1)")
     return problems
+
+
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def refuse(problems: list[str]) -> None:

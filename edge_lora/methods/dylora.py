@@ -36,7 +36,7 @@ class DyLoraConfig:
 
     Attributes:
         rank: The largest rank.
-        ranks: What to serve, ascending to ``rank``; null for the powers of two, and ``rank``.
+        ranks: What to serve, ascending up to rank; null for the powers of two below it, and it.
         alpha: Numerator of the scale alpha / k.
         frozen: Train only what the drawn rank has beyond the next smaller one.
         dropout: Probability of dropping an input of the branch while training, in [0, 1).

@@ -43,7 +43,7 @@ class MatryoshkaConfig:
 
     Attributes:
         rank: The largest rank.
-        ranks: What to serve, ascending to ``rank``; null for the powers of two, and ``rank``.
+        ranks: What to serve, ascending up to rank; null for the powers of two below it, and it.
         alpha: Numerator of the scale at rank k.
         scaling: What divides it: one, rank (k) or sqrt_rank.
         dropout: Probability of dropping an input of the branch while training, in [0, 1).

@@ -32,8 +32,8 @@ def rank_problems(rank: int, ranks: Sequence[int] | None) -> list[str]:
     """Return what is impossible about the list of ranks."""
     if ranks is None:
         return []
-    is_whole = all(type(k) is int for k in ranks)
-    if is_whole and ranks and ranks[-1] == rank and all(a < b for a, b in pairwise((0, *ranks))):
+    is_list = isinstance(ranks, list | tuple) and all(type(k) is int for k in ranks)
+    if is_list and [*ranks[-1:]] == [rank] and all(a < b for a, b in pairwise((0, *ranks))):
         return []
     return [f"ranks is {ranks!r}, must ascend from at least 1 to {rank}, the rank"]
 

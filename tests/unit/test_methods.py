@@ -313,6 +313,7 @@ def test_unknown_slot_pattern_suggests(tiny_llama):
         ("shira", {"mask": "snip"}, "pass calibration"),
         ("lora", {"rank": 0}, "rank is 0"),
         ("lora", {"dropout": 1.0}, "dropout is 1.0"),
+        ("dora", {"rank": "8", "alpha": None}, "rank is '8'.*alpha is None, must be finite"),
         ("bilora", {"bits": 3, "group": 0}, "bits is 3, must be one of 1, 2, 4, 8; group is 0"),
         ("bilora", {"scale": float("nan")}, "scale is nan"),
         ("biadaptformer", {"act": "swish", "bits": 5}, "bits is 5.*act is 'swish'.*gelu_tanh"),

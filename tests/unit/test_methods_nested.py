@@ -139,7 +139,9 @@ def test_validation_sees_what_is_deployed(method, tiny_llama, token_batches):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("ranks", [(), (2, 1, 4), (1, 2), (0, 4), (1, 1, 4), (1.0, 4), (2, 4, 8)])
+@pytest.mark.parametrize(
+    "ranks", [(), (2, 1, 4), (1, 2), (0, 4), (1, 1, 4), (1.0, 4), (2, 4, 8), 4, "1,4"]
+)
 def test_impossible_ranks(method, ranks):
     with pytest.raises(UnsupportedError, match="must ascend from at least 1 to 4, the rank"):
         attach(linear(), method, rank=4, ranks=ranks)
