@@ -14,7 +14,6 @@ import numpy as np
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import AdapterFileError, EdgeLoraError, list_all
-from edge_lora.forms import Block, Dense, Form, is_replacing, to_fp32
 from edge_lora.interop.base import BaseWeights, as_base
 from edge_lora.interop.peft_config import PeftConfig, parse_config
 from edge_lora.interop.peft_extra import extras
@@ -87,6 +86,7 @@ def from_peft(
         AdapterFileError: If the folder is damaged; lists everything that is wrong.
         UnsupportedError: If it cannot be imported exactly, with the reason and what to do.
         UnknownNameError: If its type is unknown; lists the known ones.
+        ShapeError: If two of its parts exclude each other at one slot.
         BundleError: If ``base`` is a folder but no sound bundle.
     """
     folder = Path(folder)
@@ -129,35 +129,45 @@ def _identity(config: PeftConfig, base: BaseWeights | None) -> BaseIdentity:
 
 
 def _bind(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
-    """Return the deltas; note every form that does not fit its slot."""
-    deltas: dict[str, Delta] = {}
-    adapted: dict[str, list[Lowered]] = {}
+    """Return the deltas by slot; note every form that does not fit its slot."""
+    by_slot: dict[str, list[Lowered]] = {}
     for item in lowered:
-        if source.base is None:
-            name, delta = item.name, Delta(item.shape, "F32", item.forms)
-        else:
-            try:
-                slot = source.slot(item.name)
-            except EdgeLoraError as error:
-                source.problems.append(f"{item.name}: {error}")
-                continue
-            if item.shape != slot.shape:
-                source.problems.append(f"{item.name}: made for {item.shape}, slot is {slot.shape}")
-            name, delta = slot.name, Delta(slot.shape, slot.dtype, item.forms, slot.slot_hash)
-            if slot.aliases and not item.is_shared:
-                source.problems.append(tied_problem(item.name, slot))
-        before = adapted.setdefault(name, [])
-        if any(_same(item, other) for other in before):
+        try:
+            name = item.name if source.base is None else source.slot(item.name).name
+        except EdgeLoraError as error:
+            source.problems.append(f"{item.name}: {error}")
             continue
-        before.append(item)
-        forms: tuple[Form, ...] = (*(deltas[name].forms if name in deltas else ()), *delta.forms)
-        deltas[name] = Delta(delta.shape, delta.dtype, forms, delta.slot_hash)
-    return deltas
+        by_slot.setdefault(name, []).append(item)
+    return {name: _delta(source, name, items) for name, items in by_slot.items()}
+
+
+def _delta(source: Source, name: str, items: list[Lowered]) -> Delta:
+    if source.base is None:
+        shape, dtype, slot_hash = items[0].shape, "F32", ""
+    else:
+        slot = source.slot(name)
+        shape, dtype, slot_hash = slot.shape, slot.dtype, slot.slot_hash
+        names = {item.name for item in items}
+        is_tied = names == {name, *slot.aliases} and all(_same(items[0], x) for x in items[1:])
+        if slot.aliases and is_tied:
+            items = items[:1]
+        elif slot.aliases and not items[0].is_shared:
+            source.problems.append(tied_problem(items[0].name, slot))
+    source.problems += [
+        f"{item.name}: made for {item.shape}, slot is {shape}"
+        for item in items
+        if item.shape != shape
+    ]
+    forms = tuple(form for item in items for form in item.forms)
+    return Delta(shape, dtype, forms, slot_hash)
 
 
 def _same(item: Lowered, other: Lowered) -> bool:
-    """Whether two modules that share a tensor replace it by the same values."""
-    a, b = item.forms[0], other.forms[0]
-    if not (isinstance(a, Dense | Block) and type(a) is type(b) and is_replacing(a)):
+    """Whether two modules that share a tensor change it by the same forms."""
+    if [type(form) for form in item.forms] != [type(form) for form in other.forms]:
         return False
-    return np.array_equal(to_fp32(a.values), to_fp32(b.values))
+    return all(
+        np.array_equal(mine, theirs)
+        for a, b in zip(item.forms, other.forms, strict=True)
+        for mine, theirs in zip(vars(a).values(), vars(b).values(), strict=True)
+    )

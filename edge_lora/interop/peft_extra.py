@@ -31,9 +31,10 @@ def extras(source: Source) -> Iterator[Lowered]:
     """Yield the forms of everything that is no tuner's; what belongs to nothing is a problem."""
     saved = source.config.names("modules_to_save")
     for key, array in source.rest.items():
-        if ".original_module." in key:  # the untrained twin of a saved module
-            continue
         name = key.replace(".modules_to_save.", ".")
+        is_twin = name != key and name in source.rest
+        if is_twin or ".original_module." in key:  # saved with "bias", beside the module itself
+            continue
         try:
             yield from _extra(source, name, array, saved)
         except EdgeLoraError as error:
@@ -50,8 +51,7 @@ def _extra(source: Source, name: str, array: Array, saved: list[str]) -> Iterato
     elif _is_saved(source, name, saved) and array.dtype.kind != "i":
         parameter = name.replace(".base_layer.", ".")
         values = _oriented(source, parameter, array)
-        tied = source.config.flag("ensure_weight_tying")
-        yield Lowered(parameter, values.shape, (Dense(values, mode="set"),), is_shared=tied)
+        yield Lowered(parameter, values.shape, (Dense(values, mode="set"),))
     elif not name.endswith(_UNCOUNTED):
         raise AdapterFileError(f"belongs to nothing that {source.config.type} or the config names")
 

@@ -103,6 +103,36 @@ def test_one_half_of_a_tied_pair_is_refused(tiny_gpt2, tmp_path):
     assert "lm_head.weight" in from_peft(tmp_path).deltas  # unbound, the base may not be tied
 
 
+TIED = {
+    "lora": {"target_modules": ["embed_tokens"], "init_lora_weights": False},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 1, 5]},
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_a_tied_pair_that_peft_keeps_tied_is_one_slot(case, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    settings = peft.LoraConfig(r=2, lora_alpha=3, ensure_weight_tying=True, **TIED[case])
+    live = peft.get_peft_model(copy.deepcopy(model), settings)
+    if case != "lora":  # there its factors share memory, and begin at random
+        moved(live)
+    live.eval().save_pretrained(tmp_path)
+    adapter = from_peft(tmp_path, base=ModelBase(model))
+    assert "model.embed_tokens.weight" in adapter.deltas
+    assert "lm_head.weight" not in adapter.deltas
+    with torch.no_grad():
+        want = live(IDS).logits
+    assert (want - model(IDS).logits).abs().max() > 1e-3
+    assert (outputs_with(model, adapter) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 def test_the_copy_of_an_embedding_must_be_the_base_s(tiny_llama, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)
     peft.get_peft_model(copy.deepcopy(tiny_llama), config).save_pretrained(tmp_path)
