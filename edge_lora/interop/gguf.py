@@ -12,7 +12,8 @@ Metadata: ``general.type`` "adapter", ``general.architecture`` as the base's, ``
   all: the first slot's scale * rank. What another slot needs beside it is folded into its B. So
   rsLoRA's scales, and any other, come out right.
 * A Llama's query and key rows are reordered: llama.cpp rotates neighbouring pairs of a head,
-  transformers pairs half a head apart. So the width of a head must be known.
+  transformers pairs half a head apart. So the width of a head must be known. Other architectures
+  are rotated alike in both.
 * The head of a base whose output is tied to its embedding cannot be adapted: llama.cpp would find
   one pair for both, of which one has the wrong shape.
 """
@@ -30,13 +31,19 @@ from numpy.typing import NDArray
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.bundle import read_manifest
-from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError, list_all
+from edge_lora.errors import (
+    AdapterFileError,
+    EdgeLoraError,
+    UnsupportedError,
+    list_all,
+    unknown_name,
+)
 from edge_lora.forms import FORM_NAMES, LowRank, to_fp32
 from edge_lora.interop.gguf_file import GgufFile, open_gguf, write_gguf
 
 Array = NDArray[Any]
 
-_LLAMA = {
+_MODULES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -45,11 +52,26 @@ _LLAMA = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-ARCHITECTURES: dict[str, dict[str, str]] = {"llama": _LLAMA}
-"""Architecture -> names of a layer's modules, ours -> GGUF's. All here rotate as Llama does."""
+"""Names of a layer's modules, ours -> GGUF's, the same in all architectures here."""
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "llama": ("attn_q", "attn_k"),
+    "qwen2": (),
+    "qwen3": (),
+    "gemma": (),
+    "gemma3": (),
+}
+"""GGUF's name of an architecture -> the modules whose rows are reordered."""
+MODEL_TYPES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma3_text": "gemma3",
+}
+"""transformers' name of an architecture -> GGUF's."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WHOLE = {_EMBEDDING: "token_embd.weight", _HEAD: "output.weight"}
-_ROTATED = ("attn_q", "attn_k")
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,10 @@ class GgufBase:
 
     def __post_init__(self) -> None:
         """Refuse an architecture that is not known."""
-        _require_known(self.architecture)
+        if self.architecture not in ARCHITECTURES:
+            raise UnsupportedError(
+                unknown_name("architecture", self.architecture, [*ARCHITECTURES])
+            )
         if self.head_dim < 2 or self.head_dim % 2:
             raise UnsupportedError(f"heads of width {self.head_dim}, must be even")
 
@@ -84,11 +109,15 @@ def gguf_base(bundle: str | Path) -> GgufBase:
     if model_type is None or head_dim is None:
         raise UnsupportedError(
             f"bundle '{bundle}' does not say which architecture its base has, so its weights "
-            f"cannot be named as in GGUF (known: {', '.join(ARCHITECTURES)}). Export it again with "
+            f"cannot be named as in GGUF (known: {', '.join(MODEL_TYPES)}). Export it again with "
             "this release"
         )
+    if model_type not in MODEL_TYPES:
+        raise UnsupportedError(
+            f"bundle '{bundle}': {unknown_name('architecture', str(model_type), [*MODEL_TYPES])}"
+        )
     is_tied = any({_EMBEDDING, _HEAD} <= {s.name, *s.aliases} for s in manifest.slots.values())
-    return GgufBase(int(head_dim), str(model_type), is_tied)
+    return GgufBase(int(head_dim), MODEL_TYPES[model_type], is_tied)
 
 
 def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
@@ -120,12 +149,12 @@ def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
     alpha = _common_alpha(len(first_a), first_scale)
     tensors: dict[str, Array] = {}
     for slot, (a, b, scale) in pairs.items():
-        name = gguf_name(slot, base.architecture)
+        name = gguf_name(slot)
         assert name is not None
         factor = scale * len(a) / alpha
         if abs(factor - 1) > 1e-7:  # what an fp32 alpha leaves is no reason to touch B
             b = _folded(b, factor, slot)
-        if name.split(".")[-2] in _ROTATED:
+        if _is_rotated(name, base.architecture):
             b = b[rotated_order(len(b), base.head_dim)]
         pair = (b, np.ascontiguousarray(a.T)) if slot == _EMBEDDING else (a, b)
         tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = map(_storable, pair)
@@ -181,29 +210,29 @@ def from_gguf(
     return bind(adapter, BundleBase(base).slots)
 
 
-def gguf_name(slot: str, architecture: str) -> str | None:
+def gguf_name(slot: str) -> str | None:
     """Return GGUF's name of a slot, or None if llama.cpp has no such weight.
 
-    >>> gguf_name("model.layers.3.self_attn.q_proj.weight", "llama")
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
     'blk.3.attn_q.weight'
     """
     if slot in _WHOLE:
         return _WHOLE[slot]
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", slot)
-    module = ARCHITECTURES[architecture].get(match[2]) if match else None
+    module = _MODULES.get(match[2]) if match else None
     return f"blk.{match[1]}.{module}.weight" if match and module else None
 
 
-def slot_name(tensor: str, architecture: str) -> str | None:
+def slot_name(tensor: str) -> str | None:
     """Return the slot that GGUF calls ``tensor``, or None.
 
-    >>> slot_name("blk.3.attn_q.weight", "llama")
+    >>> slot_name("blk.3.attn_q.weight")
     'model.layers.3.self_attn.q_proj.weight'
     """
     whole = {theirs: ours for ours, theirs in _WHOLE.items()}
     if tensor in whole:
         return whole[tensor]
-    modules = {theirs: ours for ours, theirs in ARCHITECTURES[architecture].items()}
+    modules = {theirs: ours for ours, theirs in _MODULES.items()}
     match = re.fullmatch(r"blk\.(\d+)\.(.+)\.weight", tensor)
     module = modules.get(match[2]) if match else None
     return f"model.layers.{match[1]}.{module}.weight" if match and module else None
@@ -218,16 +247,21 @@ def rotated_order(rows: int, head_dim: int) -> NDArray[np.intp]:
     return np.arange(rows).reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
 
 
+def _is_rotated(name: str, architecture: str) -> bool:
+    """Whether the rows of GGUF's weight ``name`` are in another order than transformers'."""
+    return name.split(".")[-2] in ARCHITECTURES[architecture]
+
+
 def _reasons(slot: str, delta: Delta, base: GgufBase) -> list[str]:
     """Return why a slot's delta cannot be written; empty if it can."""
     kinds = {FORM_NAMES[type(f)] for f in delta.forms if not isinstance(f, LowRank)}
     reasons = [f"form {' + '.join(sorted(kinds))} is not low-rank"] if kinds else []
-    name = gguf_name(slot, base.architecture)
+    name = gguf_name(slot)
     if name is None:
-        reasons.append(f"{base.architecture!r} in llama.cpp has no such weight")
+        reasons.append("llama.cpp adapts no such weight")
     elif slot in _WHOLE and base.is_tied:
         reasons.append("llama.cpp cannot adapt an embedding that is also the output head")
-    elif name.split(".")[-2] in _ROTATED and delta.shape[0] % base.head_dim:
+    elif _is_rotated(name, base.architecture) and delta.shape[0] % base.head_dim:
         reasons.append(f"{delta.shape[0]} rows are not whole heads of {base.head_dim}")
     return reasons
 
@@ -259,14 +293,6 @@ def _folded(b: Array, factor: float, slot: str) -> Array:
 
 def _storable(array: Array) -> Array:
     return array if array.dtype == np.float16 else array.astype(np.float32)
-
-
-def _require_known(architecture: object) -> None:
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(
-            f"architecture {architecture!r} is not known for GGUF; known: {known}"
-        )
 
 
 def _require_lora(file: GgufFile) -> str:
@@ -301,11 +327,11 @@ def _read_deltas(file: GgufFile, architecture: str, head_dim: int | None) -> dic
     ]
     for weight in dict.fromkeys(half[1] for half in halves if half):
         try:
-            slot, a, b = _read_pair(file, weight, architecture)
+            slot, a, b = _read_pair(file, weight)
         except EdgeLoraError as error:
             problems.append(str(error))
             continue
-        if weight.split(".")[-2] in _ROTATED:
+        if _is_rotated(weight, architecture):
             b = _unrotated(b, weight, head_dim)
         scale = alpha / len(a) if alpha else 1.0
         form = LowRank(a, np.ascontiguousarray(b.T), scale)
@@ -315,15 +341,15 @@ def _read_deltas(file: GgufFile, architecture: str, head_dim: int | None) -> dic
     return deltas
 
 
-def _read_pair(file: GgufFile, weight: str, architecture: str) -> tuple[str, Array, Array]:
+def _read_pair(file: GgufFile, weight: str) -> tuple[str, Array, Array]:
     """Return slot, A (rank, in) and B (out, rank)."""
     names = f"{weight}.lora_a", f"{weight}.lora_b"
     for name in names:
         if name not in file.tensors:
             raise AdapterFileError(f"tensor {name!r} is missing")
-    slot = slot_name(weight, architecture)
+    slot = slot_name(weight)
     if slot is None:
-        raise AdapterFileError(f"tensor {weight!r} is of no weight of a {architecture!r} model")
+        raise AdapterFileError(f"tensor {weight!r} is of no weight that is known")
     a, b = map(file.read, names)
     if slot == _EMBEDDING and a.ndim == b.ndim == 2:
         a, b = np.ascontiguousarray(b.T), a

@@ -131,7 +131,7 @@ def test_a_bundle_without_an_architecture_has_no_gguf(bundle, source, tmp_path):
     for model_type, message in ((None, "does not say which architecture"), ("gpt2", "'gpt2'")):
         raw["config"]["model_type"] = model_type
         (copy / "bundle.json").write_text(json.dumps(raw))
-        refused(run(source, tmp_path / "x.gguf", "--base", copy), message, "llama")
+        refused(run(source, tmp_path / "x.gguf", "--base", copy), message, "llama, mistral")
 
 
 def test_first_difference():

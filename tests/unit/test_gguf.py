@@ -92,7 +92,7 @@ def test_forms_of_one_slot_are_joined_and_codes_decoded(tmp_path):
 def test_fp16_stays_where_nothing_is_folded(tmp_path):
     forms = {UP: low_rank(UP, dtype=np.float16), HEAD: low_rank(HEAD, 5, dtype=np.float16)}
     file = open_gguf(to_gguf(adapter_of(forms), tmp_path / "x.gguf", BASE))
-    up, head = gguf_name(UP, "llama"), gguf_name(HEAD, "llama")
+    up, head = gguf_name(UP), gguf_name(HEAD)
     assert file.read(f"{up}.lora_a").dtype == file.read(f"{up}.lora_b").dtype == np.float16
     assert file.read(f"{head}.lora_a").dtype == np.float16
     assert file.read(f"{head}.lora_b").dtype == np.float32
@@ -135,14 +135,30 @@ def test_a_file_of_the_gguf_package_is_read(tmp_path):
     np.testing.assert_array_equal(form.bt, b.T)
 
 
-def test_names_are_those_of_the_gguf_package():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_names_are_those_of_the_gguf_package(architecture):
     gguf = pytest.importorskip("gguf")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 4)
-    modules = [f"model.layers.3.{m}" for m in ARCHITECTURES["llama"]]
-    for module in [*modules, "model.embed_tokens", "lm_head"]:
+    (number,) = (n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, 4)
+    modules = [
+        f"model.layers.3.{module}" for module in (
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+            "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+        )
+    ]  # fmt: skip
+    head = ["lm_head"] if names.get_name("lm_head") else []  # Gemma's is always tied
+    for module in [*modules, "model.embed_tokens", *head]:
         expected = f"{names.get_name(module)}.weight"
-        assert gguf_name(f"{module}.weight", "llama") == expected
-        assert slot_name(expected, "llama") == f"{module}.weight"
+        assert gguf_name(f"{module}.weight") == expected
+        assert slot_name(expected) == f"{module}.weight"
+
+
+def test_only_a_llama_is_reordered(adapter, tmp_path):
+    path = to_gguf(adapter, tmp_path / "x.gguf", GgufBase(8, "qwen2"))
+    back = from_gguf(path)  # needs no width of a head
+    np.testing.assert_array_equal(dense(back, Q), dense(adapter, Q))
+    (form,) = adapter.deltas[Q].forms
+    np.testing.assert_array_equal(open_gguf(path).read("blk.1.attn_q.weight.lora_b"), form.bt.T)
 
 
 def test_rotation_pairs_neighbours():
@@ -175,7 +191,7 @@ def test_everything_that_cannot_be_written_is_listed(tmp_path):
         f"{Q}: form sparse is not low-rank",
         f"{UP}: form row_scale is not low-rank",
         f"{EMBEDDING}: llama.cpp cannot adapt an embedding that is also the output head",
-        "transformer.h.0.attn.c_attn.weight: 'llama' in llama.cpp has no such weight",
+        "transformer.h.0.attn.c_attn.weight: llama.cpp adapts no such weight",
         "--rank R",
     ):
         assert fact in str(caught.value)
@@ -188,7 +204,7 @@ def test_everything_that_cannot_be_written_is_listed(tmp_path):
 
 @pytest.mark.parametrize("base", [{"head_dim": 8, "architecture": "gpt2"}, {"head_dim": 7}])
 def test_an_unknown_base_is_refused(base):
-    with pytest.raises(UnsupportedError, match=r"known: llama|must be even"):
+    with pytest.raises(UnsupportedError, match=r"Known: llama, qwen2|must be even"):
         GgufBase(**base)
 
 
@@ -216,7 +232,7 @@ NAN = np.full((40, 3), np.nan, np.float32)
         ({}, {"blk.1.ffn_up.weight.lora_b": np.ones((40, 2), np.float32)}, "do not pair up"),
         ({}, {"blk.1.ffn_up.weight.lora_b": np.ones(3, np.float32)}, "do not pair up"),
         ({}, {"x.lora_a": np.ones((1, 2), np.float32), "x.lora_b": np.ones((2, 1), np.float32)},
-         "'x' is of no weight of a 'llama' model"),
+         "'x' is of no weight that is known"),
         ({}, {"blk.1.ffn_up.weight.lora_b": NAN}, "NaN"),
         ({}, dict.fromkeys(PAIR), "no slots"),
     ],
