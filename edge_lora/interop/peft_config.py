@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 from edge_lora.errors import AdapterFileError, UnknownNameError, UnsupportedError, list_all
 
+CHECKED_WITH = (0, 21)
+"""The newest PEFT whose files were compared; a newer one may have settings that matter."""
 MAX_RANK = 1 << 16
 MAX_PATTERN = 256
 _MAX_REPEATS = 3
@@ -138,7 +141,16 @@ def parse_config(raw: dict[str, Any], supported: tuple[str, ...]) -> PeftConfig:
         problems.append(f"init_lora_weights={init!r:.40} is unknown; it may change the base")
     if problems:
         raise UnsupportedError(list_all(f"this {kind} adapter cannot be imported", problems))
+    _warn_of_newer(raw.get("peft_version"))
     return PeftConfig(raw, kind)
+
+
+def _warn_of_newer(version: object) -> None:
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", str(version))
+    if found and (int(found[1]), int(found[2])) > CHECKED_WITH:
+        logging.getLogger(__name__).warning(
+            "written by PEFT %s; its files were compared up to %d.%d", found[0], *CHECKED_WITH
+        )
 
 
 def _refusal_of_type(kind: str, supported: tuple[str, ...]) -> Exception:

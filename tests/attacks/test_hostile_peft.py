@@ -57,6 +57,13 @@ def test_the_sound_one_is_sound(tmp_path):
     assert not Base.slots.problems(bound)
 
 
+def test_a_newer_peft_is_told(tmp_path, caplog):
+    from_peft(write(tmp_path, {**CONFIG, "peft_version": "0.21.9"}))
+    assert not caplog.records
+    from_peft(write(tmp_path, {**CONFIG, "peft_version": "1.0.dev0"}))
+    assert "written by PEFT 1.0" in caplog.text
+
+
 def header_bomb():
     return struct.pack("<Q", 1 << 40) + b"{}" * 100
 

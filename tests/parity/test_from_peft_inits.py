@@ -73,6 +73,23 @@ def test_an_init_that_leaves_the_base_alone_is_plain_lora(init, tiny_llama, tmp_
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_half_width_are_kept_as_they_are(dtype, tiny_llama, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    live = peft.get_peft_model(copy.deepcopy(tiny_llama), config).eval()
+    for name, parameter in live.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    live.save_pretrained(tmp_path)
+    adapter = from_peft(tmp_path, base=ModelBase(tiny_llama))
+    (form,) = adapter.deltas["model.layers.0.self_attn.q_proj.weight"].forms
+    assert form.a.dtype.name == form.bt.dtype.name == str(dtype).removeprefix("torch.")
+    with torch.no_grad():
+        want = live.float()(IDS).logits
+    got = outputs_with(tiny_llama, adapter)
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
 def test_adalora_pruned_to_other_ranks(tiny_llama, tmp_path):
     config = peft.AdaLoraConfig(
         init_r=4, target_r=2, lora_alpha=7, target_modules=["q_proj", "v_proj"], total_step=10
