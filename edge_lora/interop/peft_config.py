@@ -14,7 +14,8 @@ CHECKED_WITH = (0, 21)
 """The newest PEFT whose files were compared; a newer one may have settings that matter."""
 MAX_RANK = 1 << 16
 MAX_PATTERN = 256
-_MAX_REPEATS = 3
+_MAX_REPEATS = 2  # a name of n characters takes n ** 3 steps at worst
+_MAX_REPEATING = 64
 _GROUP_REPEATED = re.compile(r"\)[*+{]")
 _REPEAT = re.compile(r"(?<!\\)[*+{]")
 
@@ -104,6 +105,10 @@ class PeftConfig:
         patterns = self.raw.get(key) or {}
         if not isinstance(patterns, dict):
             raise AdapterFileError(f"config: {key!r} is {patterns!r:.40}, must be an object")
+        if sum(_REPEAT.search(pattern) is not None for pattern in patterns) > _MAX_REPEATING:
+            raise AdapterFileError(
+                f"config: {key!r} has over {_MAX_REPEATING} patterns with * or +"
+            )
         for pattern, value in patterns.items():
             if re.match(rf"(.*\.)?({_safe_pattern(pattern)})$", module):
                 return value

@@ -73,10 +73,11 @@ def _tokens_of(source: Source, module: str) -> object:
 
 def _oriented(source: Source, name: str, array: Array) -> Array:
     """Return a saved matrix as its slot has it; GPT-2's layers store (in, out)."""
-    if array.ndim != 2 or not source.config.raw.get("fan_in_fan_out") or name.endswith(_EMBEDDINGS):
+    is_plain = source.base is None and not source.config.flag("fan_in_fan_out")
+    if array.ndim != 2 or name.endswith(_EMBEDDINGS) or is_plain:
         return array
     shape = source.slot(name).shape
-    if array.shape[0] == array.shape[1]:
+    if array.shape[0] == array.shape[1] and source.config.flag("fan_in_fan_out"):
         raise UnsupportedError("a square matrix of a model with fan_in_fan_out: which way around?")
     return array.T.copy() if shape == array.shape[::-1] else array
 

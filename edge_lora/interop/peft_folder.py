@@ -23,7 +23,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 16 << 20  # AdaLoRA lists a flag for every rank of every layer
 MAX_WEIGHTS_BYTES = 4 << 30
 MAX_HEADER_BYTES = 64 << 20
-MAX_NAME = 512
+MAX_NAME = 256
 _DTYPES = {
     **VALUE_DTYPES,
     "F64": np.dtype("<f8"),

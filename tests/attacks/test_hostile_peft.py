@@ -89,6 +89,9 @@ with_config = {
     "pattern is no regex": ({**CONFIG, "rank_pattern": {"(": 2}}, "pattern '('"),
     "pattern explodes": ({**CONFIG, "rank_pattern": {"(.+)+x": 2}}, "too costly"),
     "pattern of many stars": ({**CONFIG, "rank_pattern": {".*" * 20 + "x": 2}}, "too costly"),
+    "many patterns of stars": (
+        {**CONFIG, "rank_pattern": {f".*{i}": 2 for i in range(99)}}, "over 64 patterns",
+    ),
     "pattern is long": ({**CONFIG, "alpha_pattern": {"q" * 999: 2}}, "too costly"),
     "flag is text": ({**CONFIG, "use_rslora": "no"}, "'use_rslora' is 'no'"),
     "saved modules are text": (
@@ -368,3 +371,13 @@ def test_small_factors_that_claim_a_huge_weight(kind, tmp_path):
         from_peft(tmp_path)
     with pytest.raises(AdapterFileError, match="slot is"):
         from_peft(tmp_path, base=Base())
+
+
+def test_the_costliest_pattern_that_is_allowed_is_cheap(tmp_path):
+    module = "a." * 100 + "q"
+    tensors = {f"base_model.model.{module}.{part}.weight": x for part, x in
+               (("lora_A", A), ("lora_B", B))}  # fmt: skip
+    config = {**CONFIG, "rank_pattern": {f".*.*{i}x": 3 for i in range(64)}}
+    begin = time.perf_counter()
+    from_peft(write(tmp_path, config, tensors))
+    assert time.perf_counter() - begin < 5

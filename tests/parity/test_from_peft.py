@@ -199,6 +199,9 @@ GPT2 = {
     "LORA saved": lambda: peft.LoraConfig(
         r=4, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["c_fc", "ln_f"]
     ),
+    "LORA saved, none transposed": lambda: peft.LoraConfig(
+        r=4, target_modules=["wpe"], modules_to_save=["c_fc"]
+    ),
     "VERA": lambda: peft.VeraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True),
     "UNILORA": lambda: peft.UniLoraConfig(
         r=2, theta_d_length=50, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True

@@ -150,6 +150,15 @@ def test_a_tied_pair_that_peft_keeps_tied_is_one_slot(case, tmp_path):
     assert (outputs_with(model, adapter) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+def test_a_square_module_that_may_lie_either_way_is_refused(tiny_gpt2, tmp_path):
+    config = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], modules_to_save=["c_proj"], fan_in_fan_out=True
+    )
+    peft.get_peft_model(copy.deepcopy(tiny_gpt2), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match=r"attn\.c_proj\.weight: a square matrix"):
+        from_peft(tmp_path, base=ModelBase(tiny_gpt2))
+
+
 def test_the_copy_of_an_embedding_must_be_the_base_s(tiny_llama, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)
     peft.get_peft_model(copy.deepcopy(tiny_llama), config).save_pretrained(tmp_path)
