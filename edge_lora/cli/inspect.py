@@ -58,7 +58,7 @@ def _facts(path: Path) -> Facts:
     if path.is_dir():
         is_peft = (path / CONFIG_NAME).is_file() and not (path / MANIFEST).is_file()
         return _peft_facts(path) if is_peft else _bundle_facts(read_manifest(path))
-    if path.is_file() and is_gguf(path):
+    if is_gguf(path):
         return _gguf_facts(open_gguf(path), path)
     return _adapter_facts(Adapter.load(path), path)
 

@@ -33,6 +33,8 @@ from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.bundle import read_manifest
 from edge_lora.errors import (
     AdapterFileError,
+    AdapterMismatchError,
+    BundleError,
     EdgeLoraError,
     UnsupportedError,
     list_all,
@@ -112,12 +114,13 @@ def gguf_base(bundle: str | Path) -> GgufBase:
             f"cannot be named as in GGUF (known: {', '.join(MODEL_TYPES)}). Export it again with "
             "this release"
         )
-    if model_type not in MODEL_TYPES:
+    architecture = MODEL_TYPES.get(str(model_type))
+    if architecture is None:
         raise UnsupportedError(
             f"bundle '{bundle}': {unknown_name('architecture', str(model_type), [*MODEL_TYPES])}"
         )
     is_tied = any({_EMBEDDING, _HEAD} <= {s.name, *s.aliases} for s in manifest.slots.values())
-    return GgufBase(int(head_dim), MODEL_TYPES[model_type], is_tied)
+    return GgufBase(int(head_dim), architecture, is_tied)
 
 
 def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
@@ -186,20 +189,22 @@ def from_gguf(
     Raises:
         AdapterFileError: If the file is damaged, no LoRA adapter, or of an architecture that is
             not known; lists everything that is wrong.
-        AdapterMismatchError: If it does not fit ``base``.
+        AdapterMismatchError: If it does not fit ``base``, or is of another architecture.
+        BundleError: If ``base`` is no sound bundle.
         UnsupportedError: If query or key weights are in it, and the width of a head is not known.
     """
     path = Path(path)
     file = open_gguf(path)
-    if base is not None:
-        head_dim = gguf_base(base).head_dim
     try:
-        deltas = _read_deltas(file, _require_lora(file), head_dim)
+        architecture = _require_lora(file)
+        if base is not None:
+            head_dim = _require_same(architecture, base).head_dim
+        deltas = _read_deltas(file, architecture, head_dim)
         found = file.metadata.get("general.name")
         name = name or (found if isinstance(found, str) and found else path.stem)
         adapter = Adapter(name, "lora", BaseIdentity(""), deltas, provenance={"imported": "gguf"})
-    except UnsupportedError:
-        raise
+    except (UnsupportedError, AdapterMismatchError, BundleError) as error:
+        raise type(error)(f"GGUF file '{path}': {error}") from error
     except EdgeLoraError as error:
         raise AdapterFileError(f"GGUF file '{path}': {error}") from error
     if base is None:
@@ -314,6 +319,16 @@ def _require_lora(file: GgufFile) -> str:
     if problems:
         raise AdapterFileError(list_all("no LoRA adapter that can be read", problems))
     return str(architecture)
+
+
+def _require_same(architecture: str, bundle: str | Path) -> GgufBase:
+    """Return what a bundle says; raise AdapterMismatchError if it is of another architecture."""
+    base = gguf_base(bundle)
+    if base.architecture != architecture:
+        raise AdapterMismatchError(
+            f"made for architecture {architecture!r}, bundle '{bundle}' is {base.architecture!r}"
+        )
+    return base
 
 
 def _read_deltas(file: GgufFile, architecture: str, head_dim: int | None) -> dict[str, Delta]:

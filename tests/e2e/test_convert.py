@@ -10,7 +10,7 @@ from edge_lora import Adapter
 from edge_lora.bundle import read_manifest
 from edge_lora.cli import main
 from edge_lora.cli.equivalence import first_difference
-from edge_lora.interop.gguf import from_gguf
+from edge_lora.interop.gguf import GgufBase, from_gguf, to_gguf
 from edge_lora.interop.peft_export import to_peft
 from edge_lora.slot_errors import slot_errors, total_error
 
@@ -132,6 +132,14 @@ def test_a_bundle_without_an_architecture_has_no_gguf(bundle, source, tmp_path):
         raw["config"]["model_type"] = model_type
         (copy / "bundle.json").write_text(json.dumps(raw))
         refused(run(source, tmp_path / "x.gguf", "--base", copy), message, "llama, mistral")
+
+
+def test_a_gguf_of_another_architecture_is_refused(bundle, source, tmp_path):
+    out = tmp_path / "x.safetensors"
+    theirs = to_gguf(Adapter.load(source), tmp_path / "x.gguf", GgufBase(16, "qwen2"))
+    refused(run(theirs, out, "--base", bundle), "made for architecture 'qwen2'", "is 'llama'")
+    assert not out.exists()
+    refused(run(theirs, out, "--base", tmp_path), "is not a bundle")
 
 
 def test_first_difference():
