@@ -44,18 +44,21 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "slots"),
     [
-        ("--method", "lora", "--set", "rank=2"),
-        ("--method", "shira", "--set", "density=0.05", "--set", "mask=snip"),
+        (("lora", "--set", "rank=2"), 14),
+        (("shira", "--set", "density=0.05", "--set", "mask=snip"), 14),
+        (("bilora", "--set", "bits=2", "--set", "group=row"), 14),
+        (("dylora", "--set", "rank=3", "--set", "ranks=[1,3]", "--set", "frozen=true"), 14),
+        (("biadaptformer", "--set", "bits=null", "--slot-names", "model.layers.1.mlp"), 1),
     ],
-    ids=["lora", "shira-snip"],
+    ids=lambda options: options[0] if isinstance(options, tuple) else "",
 )
-def test_train_writes_an_adapter_and_a_plot(base, data, tmp_path, options):
+def test_train_writes_an_adapter_and_a_plot(base, data, tmp_path, options, slots):
     out, plot = tmp_path / "plus-one.safetensors", tmp_path / "loss.png"
     result = run(
-        "train", "--base", base, "--data", data, *options, "--steps", 6, "--device", "cpu",
-        "--lr", 0.01, "-o", out, "--plot", plot, "--json",
+        "train", "--base", base, "--data", data, "--method", *options, "--steps", 6, "--lr", 0.01,
+        "--device", "cpu", "-o", out, "--plot", plot, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
@@ -63,7 +66,7 @@ def test_train_writes_an_adapter_and_a_plot(base, data, tmp_path, options):
     assert facts["best_validation_loss"] is not None
     adapter = Adapter.load(out)
     assert adapter.name == "plus-one"
-    assert len(adapter.deltas) == facts["slots"] == 14
+    assert len(adapter.deltas) == facts["slots"] == slots
     assert adapter.provenance["training"]["steps"] == 6
     assert plot.read_bytes().startswith(b"\x89PNG")
 
