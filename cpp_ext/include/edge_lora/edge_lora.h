@@ -93,7 +93,7 @@ EL_API size_t el_live_blocks(el_block* blocks, size_t capacity);
 EL_API el_status el_adapter_open(const char* path, el_adapter** adapter);
 /// The same adapter cut to the first `rank` rows of every low-rank form, with the scale that the
 /// form has there; shares the bytes. EL_UNSUPPORTED, with the known ranks, if it does not work at
-/// that rank. Close with el_adapter_close, in any order.
+/// that rank. Its header is that of the whole. Close with el_adapter_close, in any order.
 EL_API el_status el_adapter_at_rank(const el_adapter* adapter, uint32_t rank, el_adapter** out);
 EL_API void el_adapter_close(el_adapter* adapter);
 /// The edge_lora JSON header. Lives as long as the adapter.
