@@ -37,12 +37,14 @@ class LoadedAdapter:
         path: Absolute path of the file.
         header: The file's JSON header.
         rank: Which of ``ranks`` is meant; None: the whole.
+        origin: The adapter that this is another form of, if any; both do the same.
     """
 
     name: str
     path: Path
     header: Mapping[str, Any]
     rank: int | None = None
+    origin: LoadedAdapter | None = None
 
     @cached_property
     def deltas(self) -> dict[str, SlotHeader]:
@@ -86,6 +88,8 @@ class LoadedAdapter:
     @cached_property
     def file_hash(self) -> str:
         """sha256 of what the file does; its name and provenance do not count."""
+        if self.origin is not None:
+            return self.origin.file_hash
         counted = {k: self.header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
         counted["codebooks"] = self.header.get("codebooks", [])
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
@@ -93,7 +97,8 @@ class LoadedAdapter:
     @cached_property
     def content_hash(self) -> str:
         """``file_hash``, of this rank."""
-        return self.file_hash if self.rank is None else cache_key(self.file_hash, self.rank)
+        rank = self.origin.rank if self.origin is not None else self.rank
+        return self.file_hash if rank is None else cache_key(self.file_hash, rank)
 
     def at_rank(self, rank: int | None) -> LoadedAdapter:
         """Return the same adapter at one of its ranks.

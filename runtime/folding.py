@@ -70,7 +70,8 @@ def fused_form(loaded: LoadedAdapter, folder: Path, manifest: Manifest) -> Loade
     adapter = _folded(loaded.read(), folder, manifest)
     name = cache_key(manifest.fingerprint, loaded.content_hash)
     path = adapter.save(cache_folder("folded") / f"{name}.safetensors")
-    return LoadedAdapter(loaded.name, path, json.loads(read_file(path).header))
+    header = json.loads(read_file(path).header)
+    return LoadedAdapter(loaded.name, path, header, origin=loaded)
 
 
 def _folded(adapter: Adapter, folder: Path, manifest: Manifest) -> Adapter:

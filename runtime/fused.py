@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from edge_lora import native, reference
 from edge_lora.bundle import Manifest
 from edge_lora.bundle_check import stored_weight
-from edge_lora.forms import Bottleneck, WeightForm, matrix_shape
+from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.forms import Bottleneck, WeightForm, is_replacing, matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
 from edge_lora.runtime.cache import cache_key
@@ -183,7 +184,23 @@ class ReloadedWeights:
                     if isinstance(form, Bottleneck):
                         raise AssertionError(f"{name}: a bottleneck is folded before it is fused")
                     terms.setdefault(slot, []).append((form, weight * adapter.alpha))
+        problems = [p for slot, these in terms.items() for p in _set_problems(slot, these)]
+        if problems:
+            raise UnsupportedError(list_all("the adapter cannot be fused", problems))
         return {slot: reference.apply(self._base(slot), these) for slot, these in terms.items()}
 
     def _base(self, slot: str) -> NDArray[np.float32]:
         return np.array(stored_weight(self._folder, self._manifest, slot), np.float32, order="C")
+
+
+def _set_problems(slot: str, terms: Sequence[tuple[WeightForm, float]]) -> list[str]:
+    """Return why forms that replace a weight cannot be applied as asked."""
+    factors = [factor for form, factor in terms if is_replacing(form)]
+    problems = [
+        f"{slot}: a form with mode 'set' has strength 1 only, not {factor:g}"
+        for factor in factors
+        if factor != 1
+    ]
+    if factors and len(terms) > 1:
+        problems.append(f"{slot}: a form with mode 'set' must stand alone")
+    return problems

@@ -1,10 +1,13 @@
 """A tiny exported language model and adapters for it, made once per test run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from edge_lora import Adapter, BaseIdentity, Block, Delta, Dense, LowRank, Sparse
+from edge_lora import Adapter, BaseIdentity, Block, Delta, Dense, LowRank, RowScale, Sparse
 from edge_lora.bundle import read_manifest
+from edge_lora.codebook import encode
 from edge_lora.forms import matrix_shape
 
 
@@ -72,6 +75,14 @@ def form_of(kind, shape, rng):
         case "set":
             index = np.sort(rng.choice(size, 9, replace=False)).astype(np.uint32)
             return (Sparse(index, rng.standard_normal(9).astype(np.float32), 1.0, "set"),)
+        case "coded":
+            (form,) = form_of("low_rank", shape, rng)
+            return (replace(form, a=encode(form.a, 1, "row"), bt=encode(form.bt, 4)),)
+        case "dora":
+            gain = rng.standard_normal(out_features).astype(np.float32)
+            return (*form_of("low_rank", shape, rng), RowScale(gain, 0.1))
+        case "ia3":
+            return (RowScale(rng.standard_normal(in_features).astype(np.float32), 0.1, "col"),)
         case "mixed":
             return (*form_of("low_rank", shape, rng), *form_of("sparse", shape, rng))
 

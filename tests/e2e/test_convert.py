@@ -10,7 +10,8 @@ from edge_lora import Adapter
 from edge_lora.bundle import read_manifest
 from edge_lora.cli import main
 from edge_lora.cli.equivalence import first_difference
-from edge_lora.interop.gguf import GgufBase, from_gguf, to_gguf
+from edge_lora.interop.gguf import from_gguf, to_gguf
+from edge_lora.interop.gguf_names import GgufBase
 from edge_lora.interop.peft_export import to_peft
 from edge_lora.slot_errors import slot_errors, total_error
 

@@ -298,7 +298,9 @@ def test_a_linear_branch_beside_a_linear_layer_is_fused(
         assert_close(run_net(net_session, x), expected)
         assert net_session.differing_slots()
     assert run_net(net_session, x).tobytes() == base.tobytes()
+    assert net_session.patch_bytes > 0
     net_session.delete_adapter(name)
+    assert net_session.patch_bytes == 0
 
 
 REFUSED = [

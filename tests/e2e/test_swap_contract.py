@@ -12,7 +12,10 @@ from edge_lora.errors import AdapterMismatchError, NoEffectError, UnknownNameErr
 from edge_lora.forms import matrix_shape
 from edge_lora.runtime import open_bundle
 
-KINDS = ["sparse", "line", "low_rank", "dense", "rows", "columns", "set", "mixed"]
+KINDS = [
+    "sparse", "line", "low_rank", "dense", "rows", "columns", "set", "mixed",
+    "coded", "dora", "ia3",
+]  # fmt: skip
 
 
 @pytest.fixture(params=["packed", "unpacked", "reload"])
@@ -177,6 +180,17 @@ def test_an_adapter_without_effect_is_refused(session, make_adapter, tmp_path):
     with pytest.raises(NoEffectError, match="no effect"):
         session.load_adapter(path)
     assert session.adapters == []
+
+
+def test_what_replaces_a_weight_is_neither_weighted_nor_composed(session, make_adapter, feeds):
+    session.load_adapter(make_adapter("set", 1), "set")
+    session.load_adapter(make_adapter("sparse", 2), "other")
+    before = session.run(feeds)
+    for names, weights in ((["set"], [0.5]), (["set", "other"], [1.0, 1.0])):
+        with pytest.raises(UnsupportedError, match="mode 'set'"):
+            session.set_adapters(names, weights)
+        assert session.active_adapters == {}
+        assert_equal_bits(session.run(feeds), before)
 
 
 def test_using_gives_back_what_was_there(session, make_adapter):
