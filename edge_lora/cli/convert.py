@@ -223,7 +223,8 @@ def _write(adapter: Adapter, out: Path, recipe: Recipe) -> None:
 
             to_peft(adapter, out, bundle)
         case "gguf":
-            from edge_lora.interop.gguf import gguf_base, to_gguf
+            from edge_lora.interop.gguf import to_gguf
+            from edge_lora.interop.gguf_names import gguf_base
 
             assert bundle is not None
             to_gguf(adapter, out, gguf_base(bundle))

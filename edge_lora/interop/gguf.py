@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
-from edge_lora.bundle import read_manifest
 from edge_lora.errors import (
     AdapterFileError,
     AdapterMismatchError,
@@ -38,89 +36,22 @@ from edge_lora.errors import (
     EdgeLoraError,
     UnsupportedError,
     list_all,
-    unknown_name,
 )
 from edge_lora.forms import FORM_NAMES, LowRank, to_fp32
 from edge_lora.interop.gguf_file import GgufFile, open_gguf, write_gguf
+from edge_lora.interop.gguf_names import (
+    ARCHITECTURES,
+    EMBEDDING,
+    WHOLE,
+    GgufBase,
+    gguf_base,
+    gguf_name,
+    is_rotated,
+    rotated_order,
+    slot_name,
+)
 
 Array = NDArray[Any]
-
-_MODULES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Names of a layer's modules, ours -> GGUF's, the same in all architectures here."""
-ARCHITECTURES: dict[str, tuple[str, ...]] = {
-    "llama": ("attn_q", "attn_k"),
-    "qwen2": (),
-    "qwen3": (),
-    "gemma": (),
-    "gemma3": (),
-}
-"""GGUF's name of an architecture -> the modules whose rows are reordered."""
-MODEL_TYPES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma": "gemma",
-    "gemma3_text": "gemma3",
-}
-"""transformers' name of an architecture -> GGUF's."""
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_WHOLE = {_EMBEDDING: "token_embd.weight", _HEAD: "output.weight"}
-
-
-@dataclass(frozen=True)
-class GgufBase:
-    """What must be known of a base to name and order its weights as llama.cpp does.
-
-    Attributes:
-        head_dim: Width of an attention head.
-        architecture: GGUF's name of it, one of ``ARCHITECTURES``.
-        is_tied: Whether the output head is the embedding's weight.
-    """
-
-    head_dim: int
-    architecture: str = "llama"
-    is_tied: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse an architecture that is not known."""
-        if self.architecture not in ARCHITECTURES:
-            raise UnsupportedError(
-                unknown_name("architecture", self.architecture, [*ARCHITECTURES])
-            )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise UnsupportedError(f"heads of width {self.head_dim}, must be even")
-
-
-def gguf_base(bundle: str | Path) -> GgufBase:
-    """Return what a bundle says.
-
-    Raises:
-        UnsupportedError: If it is not of an architecture that is known, or does not say so.
-    """
-    manifest = read_manifest(bundle)
-    model_type, head_dim = (manifest.config.get(key) for key in ("model_type", "head_dim"))
-    if model_type is None or head_dim is None:
-        raise UnsupportedError(
-            f"bundle '{bundle}' does not say which architecture its base has, so its weights "
-            f"cannot be named as in GGUF (known: {', '.join(MODEL_TYPES)}). Export it again with "
-            "this release"
-        )
-    architecture = MODEL_TYPES.get(str(model_type))
-    if architecture is None:
-        raise UnsupportedError(
-            f"bundle '{bundle}': {unknown_name('architecture', str(model_type), [*MODEL_TYPES])}"
-        )
-    is_tied = any({_EMBEDDING, _HEAD} <= {s.name, *s.aliases} for s in manifest.slots.values())
-    return GgufBase(int(head_dim), architecture, is_tied)
 
 
 def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
@@ -131,7 +62,7 @@ def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
     Args:
         adapter: Low-rank forms only, several of a slot are joined.
         path: File to write, atomically.
-        base: See ``gguf_base``.
+        base: See ``gguf_names.gguf_base``.
 
     Raises:
         UnsupportedError: If a slot has another form or is unknown to llama.cpp; lists every one.
@@ -157,9 +88,9 @@ def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
         factor = scale * len(a) / alpha
         if abs(factor - 1) > 1e-7:  # what an fp32 alpha leaves is no reason to touch B
             b = _folded(b, factor, slot)
-        if _is_rotated(name, base.architecture):
+        if is_rotated(name, base.architecture):
             b = b[rotated_order(len(b), base.head_dim)]
-        pair = (b, np.ascontiguousarray(a.T)) if slot == _EMBEDDING else (a, b)
+        pair = (b, np.ascontiguousarray(a.T)) if slot == EMBEDDING else (a, b)
         tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"] = map(_storable, pair)
     metadata: dict[str, str | int | float] = {
         "general.type": "adapter",
@@ -215,48 +146,6 @@ def from_gguf(
     return bind(adapter, BundleBase(base).slots)
 
 
-def gguf_name(slot: str) -> str | None:
-    """Return GGUF's name of a slot, or None if llama.cpp has no such weight.
-
-    >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
-    'blk.3.attn_q.weight'
-    """
-    if slot in _WHOLE:
-        return _WHOLE[slot]
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", slot)
-    module = _MODULES.get(match[2]) if match else None
-    return f"blk.{match[1]}.{module}.weight" if match and module else None
-
-
-def slot_name(tensor: str) -> str | None:
-    """Return the slot that GGUF calls ``tensor``, or None.
-
-    >>> slot_name("blk.3.attn_q.weight")
-    'model.layers.3.self_attn.q_proj.weight'
-    """
-    whole = {theirs: ours for ours, theirs in _WHOLE.items()}
-    if tensor in whole:
-        return whole[tensor]
-    modules = {theirs: ours for ours, theirs in _MODULES.items()}
-    match = re.fullmatch(r"blk\.(\d+)\.(.+)\.weight", tensor)
-    module = modules.get(match[2]) if match else None
-    return f"model.layers.{match[1]}.{module}.weight" if match and module else None
-
-
-def rotated_order(rows: int, head_dim: int) -> NDArray[np.intp]:
-    """Return where each of llama.cpp's query or key rows is in transformers' order.
-
-    >>> rotated_order(8, 4)
-    array([0, 2, 1, 3, 4, 6, 5, 7])
-    """
-    return np.arange(rows).reshape(-1, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
-
-
-def _is_rotated(name: str, architecture: str) -> bool:
-    """Whether the rows of GGUF's weight ``name`` are in another order than transformers'."""
-    return name.split(".")[-2] in ARCHITECTURES[architecture]
-
-
 def _reasons(slot: str, delta: Delta, base: GgufBase) -> list[str]:
     """Return why a slot's delta cannot be written; empty if it can."""
     kinds = {FORM_NAMES[type(f)] for f in delta.forms if not isinstance(f, LowRank)}
@@ -264,9 +153,9 @@ def _reasons(slot: str, delta: Delta, base: GgufBase) -> list[str]:
     name = gguf_name(slot)
     if name is None:
         reasons.append("llama.cpp adapts no such weight")
-    elif slot in _WHOLE and base.is_tied:
+    elif slot in WHOLE and base.is_tied:
         reasons.append("llama.cpp cannot adapt an embedding that is also the output head")
-    elif _is_rotated(name, base.architecture) and delta.shape[0] % base.head_dim:
+    elif is_rotated(name, base.architecture) and delta.shape[0] % base.head_dim:
         reasons.append(f"{delta.shape[0]} rows are not whole heads of {base.head_dim}")
     return reasons
 
@@ -346,7 +235,7 @@ def _read_deltas(file: GgufFile, architecture: str, head_dim: int | None) -> dic
         except EdgeLoraError as error:
             problems.append(str(error))
             continue
-        if _is_rotated(weight, architecture):
+        if is_rotated(weight, architecture):
             b = _unrotated(b, weight, head_dim)
         scale = alpha / len(a) if alpha else 1.0
         form = LowRank(a, np.ascontiguousarray(b.T), scale)
@@ -366,7 +255,7 @@ def _read_pair(file: GgufFile, weight: str) -> tuple[str, Array, Array]:
     if slot is None:
         raise AdapterFileError(f"tensor {weight!r} is of no weight that is known")
     a, b = map(file.read, names)
-    if slot == _EMBEDDING and a.ndim == b.ndim == 2:
+    if slot == EMBEDDING and a.ndim == b.ndim == 2:
         a, b = np.ascontiguousarray(b.T), a
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise AdapterFileError(f"{weight}: lora_a {a.shape} and lora_b {b.shape} do not pair up")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank
-from edge_lora.interop.gguf import MODEL_TYPES, GgufBase, rotated_order, to_gguf
+from edge_lora.interop.gguf import to_gguf
 from edge_lora.interop.gguf_file import write_gguf
+from edge_lora.interop.gguf_names import MODEL_TYPES, GgufBase, rotated_order
 from edge_lora.reference import apply
 
 llama_cpp = pytest.importorskip("llama_cpp")

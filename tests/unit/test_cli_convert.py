@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank, RowScale, Sparse
 from edge_lora.cli import main
-from edge_lora.interop.gguf import GgufBase, to_gguf
+from edge_lora.interop.gguf import to_gguf
+from edge_lora.interop.gguf_names import GgufBase
 from edge_lora.slot_errors import slot_errors, total_error
 
 RNG = np.random.default_rng(0)

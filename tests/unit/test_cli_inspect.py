@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank, RowScale
 from edge_lora.cli import main
-from edge_lora.interop.gguf import GgufBase, to_gguf
+from edge_lora.interop.gguf import to_gguf
+from edge_lora.interop.gguf_names import GgufBase
 from edge_lora.interop.peft_export import to_peft
 from edge_lora.quantise import quantise
 

@@ -7,16 +7,15 @@ import pytest
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank, RowScale, Sparse
 from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
-from edge_lora.interop.gguf import (
+from edge_lora.interop.gguf import from_gguf, to_gguf
+from edge_lora.interop.gguf_file import open_gguf, write_gguf
+from edge_lora.interop.gguf_names import (
     ARCHITECTURES,
     GgufBase,
-    from_gguf,
     gguf_name,
     rotated_order,
     slot_name,
-    to_gguf,
 )
-from edge_lora.interop.gguf_file import open_gguf, write_gguf
 from edge_lora.quantise import quantise
 from edge_lora.reference import delta_of
 
