@@ -68,7 +68,7 @@ class Codebooks:
     @staticmethod
     def decode(heads: list[Any]) -> list[tuple[NDArray[np.float32], Group]]:
         """Return the book and group of every codebook of a header."""
-        books = []
+        books: list[tuple[NDArray[np.float32], Group]] = []
         for head in heads:
             levels = member(head, "book", list)
             if len(levels) > 256 or any(type(level) not in (int, float) for level in levels):
