@@ -80,6 +80,18 @@ void ReadRanks(const Json& head, LowRank& form) {
   }
 }
 
+/// How many consecutive ones of `count` values of that shape share their statistics; at least 1.
+uint64_t GroupSize(const Codebook& codebook, const Axes& shape, uint64_t count) {
+  switch (codebook.group) {
+    case Codebook::Group::kTensor:
+      return std::max<uint64_t>(count, 1);
+    case Codebook::Group::kRow:
+      return shape.empty() ? 1 : std::max<uint64_t>(shape.back(), 1);
+    default:
+      return codebook.count;
+  }
+}
+
 /// Reads one form of a slot.
 class FormReader {
  public:
@@ -162,13 +174,9 @@ class FormReader {
       fits = !__builtin_mul_overflow(count, field.shape.back(), &count) && fits;
     }
     const Codebook& codebook = books_[which];
-    const uint64_t row = field.shape.empty() ? 1 : field.shape.back();
-    const uint64_t group = codebook.group == Codebook::Group::kTensor ? count
-                           : codebook.group == Codebook::Group::kRow  ? row
-                                                                      : codebook.count;
+    const Coding coding{codebook.book, GroupSize(codebook, field.shape, count), tensor.data};
     Values& values = field.values;
-    values = {
-        Dtype::kU8, nullptr, count, {codebook.book, std::max<uint64_t>(group, 1), tensor.data}};
+    values = {Dtype::kU8, nullptr, count, coding};
     if (!fits || count / 8 > tensor.count || values.bytes() != tensor.count) {
       Refuse(key + " has " + std::to_string(tensor.count) +
              " bytes, which are not the statistics " + "and codes of " + TextOf(field.shape));
