@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -23,7 +22,6 @@ from typing import Any, Literal, cast, get_args
 
 from edge_lora.bundle_fields import (
     MAX_AXIS,
-    axes,
     canary,
     collect,
     digest,
@@ -34,18 +32,18 @@ from edge_lora.bundle_fields import (
     sequence,
     symbolic_axes,
     text,
-    texts,
 )
 from edge_lora.bundle_sites import BundleSite, read_site, site_record
+from edge_lora.bundle_slots import FileRecord as FileRecord
+from edge_lora.bundle_slots import StoredSlot as StoredSlot
+from edge_lora.bundle_slots import read_place, read_slot
 from edge_lora.errors import BundleError, list_all
-from edge_lora.forms import VALUE_DTYPES
-from edge_lora.slots import Slot, SlotKind, SlotTable
+from edge_lora.slots import Slot, SlotTable
 
 FORMAT_VERSION = (1, 1)  # 1.1: sites, gain inputs
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a slot takes about 400 bytes: room for 100,000 of them
 Task = Literal["causal-lm", "generic"]
-Layout = Literal["oi", "io"]
 _GRAPH_DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float16", "bfloat16", "float32", "float64",
@@ -65,38 +63,6 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class StoredSlot:
-    """Where a slot's weight lies in the bundle.
-
-    Attributes:
-        file: Path inside the bundle.
-        offset: Bytes from the start of the file.
-        layout: "oi" if stored in the slot's own shape, "io" if stored transposed (in, out).
-        initializer: Name of the graph's initializer (the torch name).
-        operators: ONNX operator types that read it, sorted ("MatMul", "Gather", …).
-        lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported;
-            of a convolution two kernels, a (rank, in, …) and b (out, rank, 1, …).
-        gain_input: Name of the optional graph input (out,) that multiplies the base's product.
-    """
-
-    file: str
-    offset: int
-    layout: Layout
-    initializer: str
-    operators: tuple[str, ...] = ()
-    lora_inputs: tuple[str, str] | None = None
-    gain_input: str | None = None
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and sha256 (hex) of one file of the bundle."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -285,10 +251,10 @@ def _read_slots(
     stored: dict[str, StoredSlot] = {}
     names: set[str] = set()
     for index, record in enumerate(collect(problems, sequence, value, "slots", "bundle") or []):
-        slot = collect(problems, _read_slot, record, f"slot {index}")
+        slot = collect(problems, read_slot, record, f"slot {index}")
         if slot is None:
             continue
-        place = collect(problems, _read_place, record["stored"], slot, files)
+        place = collect(problems, read_place, record["stored"], slot, files)
         repeated = names.intersection((slot.name, *slot.aliases))
         if repeated:
             problems.append(f"slot {slot.name}: {sorted(repeated)} names another slot too")
@@ -317,54 +283,6 @@ def _read_sites(
         slots.append(slot)
         sites[slot.name] = site
     return slots, sites
-
-
-def _read_slot(value: object, where: str) -> Slot:
-    record = mapping(value, "record", where)
-    name = text(member(record, "name", where), "name", where)
-    where = f"slot {name}"
-    kinds = [kind for kind in get_args(SlotKind) if kind != "site"]  # those have a list of theirs
-    kind = text(record.get("kind", "linear"), "kind", where, kinds)
-    require_keys(record, (*(f.name for f in fields(Slot)), "stored"), where)
-    member(record, "stored", where)
-    shape = axes(member(record, "shape", where), "shape", where, least=1)
-    if not shape:
-        raise BundleError(f"{where}: 'shape' has no axes")
-    return Slot(
-        name=name,
-        shape=shape,
-        dtype=text(member(record, "dtype", where), "dtype", where, VALUE_DTYPES),
-        sha256=digest(member(record, "sha256", where), "sha256", where),
-        kind=cast("SlotKind", kind),
-        aliases=texts(record.get("aliases", []), "aliases", where),
-    )
-
-
-def _read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> StoredSlot:
-    where = f"slot {slot.name}"
-    record = mapping(value, "stored", where)
-    require_keys(record, (f.name for f in fields(StoredSlot)), where)
-    layout = text(member(record, "layout", where), "layout", where, get_args(Layout))
-    file = text(member(record, "file", where), "file", where)
-    offset = member(record, "offset", where)
-    pair = record.get("lora_inputs")
-    if pair is not None and len(texts(pair, "lora_inputs", where)) != 2:
-        raise BundleError(f"{where}: 'lora_inputs' must be two names")
-    gain = record.get("gain_input")
-    if file not in files:
-        raise BundleError(f"{where}: its file {file!r} is not listed or its record is damaged")
-    room = files[file].size - math.prod(slot.shape) * VALUE_DTYPES[slot.dtype].itemsize
-    if type(offset) is int and not 0 <= offset <= room:
-        raise BundleError(f"{where}: its weight at 'offset' {offset} is outside {file!r}")
-    return StoredSlot(
-        file=file,
-        offset=natural(offset, "offset", where),
-        layout=cast("Layout", layout),
-        initializer=text(member(record, "initializer", where), "initializer", where),
-        operators=texts(record.get("operators", []), "operators", where),
-        lora_inputs=(pair[0], pair[1]) if pair is not None else None,
-        gain_input=text(gain, "gain_input", where) if gain is not None else None,
-    )
 
 
 def _read_specs(value: object, key: str, problems: list[str]) -> tuple[TensorSpec, ...]:

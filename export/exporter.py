@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -23,14 +22,14 @@ from edge_lora.bundle import (
     write_manifest,
 )
 from edge_lora.bundle_check import verify_slots
-from edge_lora.bundle_sites import BundleSite
 from edge_lora.errors import BundleError, UnknownNameError, UnsupportedError, list_all
 from edge_lora.export import onnx_passes
 from edge_lora.export.causal_lm import is_causal_lm, plan_causal_lm
 from edge_lora.export.onnx_graph import quiet, translate
 from edge_lora.export.plan import Plan, Task, plan_generic
-from edge_lora.export.site_graph import AddSites
-from edge_lora.export.site_markers import marked, markers
+from edge_lora.export.site_graph import add_sites
+from edge_lora.export.site_markers import marking
+from edge_lora.export.slot_choice import choose_slots
 from edge_lora.export.slot_graph import (
     SLOT_FORMS,
     AddSlotInputs,
@@ -49,7 +48,7 @@ from edge_lora.methods.base_slots import (
     slot_table,
 )
 from edge_lora.methods.sites import Site, match_sites
-from edge_lora.slots import Slot, SlotTable, match_names, matches
+from edge_lora.slots import Slot, SlotTable
 
 ENGINES = ("onnxruntime", "executorch")
 SLOTS = ("none", "inputs")
@@ -125,7 +124,7 @@ def export_bundle(
         with stages("hash weights"):
             weights = find_weights(model)
             others = find_others(model)
-            names = _choose(weights, others, slot_names)
+            names = choose_slots(weights, others, slot_names)
             # A branch on the output head costs every token a pass over the vocabulary: if named.
             branched = names if slot_names is not None else default_slots(model, weights)
             table = slot_table(model, base_id or "")
@@ -141,7 +140,7 @@ def export_bundle(
                 graph, plan, every, weights, names, must_exist=slot_names is not None
             )
             site_slots = {name: site.slot() for name, site in found_sites.items()}
-            bundle_sites = _add_sites(graph, chosen, site_slots)
+            bundle_sites = add_sites(graph, chosen, site_slots)
             if slots == "inputs":
                 AddSlotInputs([s for s in chosen if s.name in branched], slot_forms)(graph)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -206,35 +205,6 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _choose(
-    weights: Mapping[str, SlotWeight],
-    others: Mapping[str, SlotWeight],
-    patterns: Sequence[str] | None,
-) -> list[str]:
-    """Return the slots for the bundle: those asked for, or all that a linear layer reads.
-
-    A pattern that matches no weight may name biases and norms.
-    """
-    if patterns is not None:
-        beside = [p for p in patterns if not matches(p, weights) and matches(p, others)]
-        among = [p for p in patterns if p not in beside]
-        return [
-            *(match_names(among, list(weights)) if among else []),
-            *(match_names(beside, list(others)) if beside else []),
-        ]
-    chosen = [
-        name
-        for name, weight in weights.items()
-        if weight.is_transposed or any(isinstance(m, torch.nn.Linear) for m in weight.modules)
-    ]
-    if not chosen:
-        raise UnknownNameError(
-            f"no slots found: the model has no linear layer, but {len(weights)} other weights. "
-            "Name some with slot_names"
-        )
-    return chosen
-
-
 def _plan_and_translate(
     model: torch.nn.Module,
     task: Task,
@@ -249,39 +219,17 @@ def _plan_and_translate(
                 "language model of transformers and no example_inputs. For any other module pass "
                 'task="generic" and example_inputs={"x": tensor}'
             )
-        plan = _marking(plan_causal_lm(model), sites)
+        plan = marking(plan_causal_lm(model), sites)
         return plan, translate(plan)
-    plan = _marking(plan_generic(model, example_inputs or {}, dynamic_shapes), sites)
+    plan = marking(plan_generic(model, example_inputs or {}, dynamic_shapes), sites)
     try:
         return plan, translate(plan)
     except UnsupportedError:
         if dynamic_shapes is not None or not any(plan.dynamic_shapes.values()):
             raise
     fixed = plan_generic(model, example_inputs or {}, dynamic_shapes={})  # every size
-    plan = _marking(fixed, sites)
+    plan = marking(fixed, sites)
     return plan, translate(plan)
-
-
-def _marking(plan: Plan, sites: Mapping[str, Site]) -> Plan:
-    """Return the plan that also marks ``sites`` while it is traced."""
-
-    @contextlib.contextmanager
-    def tracing() -> Iterator[None]:
-        with plan.while_tracing(), marked(sites):
-            yield
-
-    return replace(plan, while_tracing=tracing)
-
-
-def _add_sites(
-    graph: ir.Model, slots: Sequence[Slot], sites: Mapping[str, Slot]
-) -> dict[str, BundleSite]:
-    absent = [name for name in sites if name not in markers(graph.graph)]
-    if absent:
-        raise UnsupportedError(list_all("sites that the traced forward does not pass", absent))
-    add = AddSites(list(slots), sites)
-    add(graph)
-    return add.found
 
 
 def _run_passes(

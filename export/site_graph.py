@@ -7,13 +7,14 @@ zero with one fixed activation, which would need five nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
 import onnx_ir as ir
 
 from edge_lora.bundle_sites import ACTIVATIONS, BundleSite, Producer, SiteInputs
+from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.onnx_passes import SlotPass
 from edge_lora.export.site_markers import markers
 from edge_lora.forms import VALUE_DTYPES
@@ -34,10 +35,27 @@ def site_inputs(name: str) -> SiteInputs:
     return SiteInputs(**{**names, "switch": SWITCH})
 
 
+def add_sites(
+    model: ir.Model, slots: Sequence[Slot], sites: Mapping[str, Slot]
+) -> dict[str, BundleSite]:
+    """Replace the markers of ``sites`` in ``model``; return what the manifest says of each.
+
+    Raises:
+        UnsupportedError: If the traced forward did not pass a site; lists all such sites.
+    """
+    marked = markers(model.graph)
+    absent = [name for name in sites if name not in marked]
+    if absent:
+        raise UnsupportedError(list_all("sites that the traced forward does not pass", absent))
+    add = AddSites(slots, sites)
+    add(model)
+    return add.found
+
+
 class AddSites(SlotPass):
     """Replace every marker by its branch; ``found`` then says what the manifest says of each."""
 
-    def __init__(self, slots: list[Slot], sites: Mapping[str, Slot]) -> None:
+    def __init__(self, slots: Sequence[Slot], sites: Mapping[str, Slot]) -> None:
         """Expect a marker for each of ``sites``; ``slots`` are weights that must stay."""
         super().__init__(slots)
         self.sites = sites

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -18,6 +19,7 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from edge_lora.errors import UnsupportedError
+from edge_lora.export.plan import Plan
 from edge_lora.methods.sites import Site, input_of, output_of, with_output
 
 DOMAIN, MARKER = "edge_lora", "Site"
@@ -54,6 +56,17 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.edge_lora.site.default: _translated
 }
 """For ``torch.onnx.export(custom_translation_table=…)``."""
+
+
+def marking(plan: Plan, sites: Mapping[str, Site]) -> Plan:
+    """Return the plan that also marks ``sites`` while it is traced."""
+
+    @contextlib.contextmanager
+    def tracing() -> Iterator[None]:
+        with plan.while_tracing(), marked(sites):
+            yield
+
+    return replace(plan, while_tracing=tracing) if sites else plan
 
 
 @contextlib.contextmanager

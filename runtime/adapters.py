@@ -148,6 +148,21 @@ def _at_rank(adapter: Adapter, rank: int) -> Adapter:
     return replace(adapter, deltas=deltas)
 
 
+def load(path: Path, name: str | None = None) -> LoadedAdapter:
+    """Read and check one adapter file; ``name`` is by default the one in the file."""
+    header = json.loads(read_file(path).header)
+    return LoadedAdapter(name or str(header["name"]), path, header)
+
+
+def unbound(adapter: LoadedAdapter, base_id: str) -> str:
+    """Return the warning for an adapter that names no base."""
+    return (
+        f"adapter {adapter.name!r} does not say on which base it was trained: its slots fit "
+        f"{base_id!r}, nothing else was checked. Bind it to its base once with: "
+        "edge-lora convert FILE OUT --base BUNDLE"
+    )
+
+
 def read_file(path: Path) -> AdapterFile:
     """Open one adapter file in the core, with the path in every error."""
     if not path.exists():

@@ -10,7 +10,6 @@ Beside ``y = W x + b``, a branch without activation is one more linear map:
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from edge_lora.bundle import Manifest
 from edge_lora.bundle_check import stored_weight
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.forms import Bottleneck, Dense, LowRank, to_fp32
-from edge_lora.runtime.adapters import LoadedAdapter, read_file
+from edge_lora.runtime.adapters import LoadedAdapter, load
 from edge_lora.runtime.cache import cache_folder, cache_key
 
 Float32 = NDArray[np.float32]
@@ -70,8 +69,7 @@ def fused_form(loaded: LoadedAdapter, folder: Path, manifest: Manifest) -> Loade
     adapter = _folded(loaded.read(), folder, manifest)
     name = cache_key(manifest.fingerprint, loaded.content_hash)
     path = adapter.save(cache_folder("folded") / f"{name}.safetensors")
-    header = json.loads(read_file(path).header)
-    return LoadedAdapter(loaded.name, path, header, origin=loaded)
+    return replace(load(path, loaded.name), origin=loaded)
 
 
 def _folded(adapter: Adapter, folder: Path, manifest: Manifest) -> Adapter:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from edge_lora import native, reference
 from edge_lora.bundle import Manifest
 from edge_lora.bundle_check import stored_weight
-from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
 from edge_lora.forms import Bottleneck, WeightForm, is_replacing, matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
 from edge_lora.runtime.cache import cache_key
-from edge_lora.runtime.engines import Engine
+from edge_lora.runtime.engines import Arrays, Engine
+from edge_lora.runtime.selftest import self_test
 
 Parts = Sequence[tuple[LoadedAdapter, float]]
 """Adapters and their weights; empty is the base."""
@@ -191,6 +192,30 @@ class ReloadedWeights:
 
     def _base(self, slot: str) -> NDArray[np.float32]:
         return np.array(stored_weight(self._folder, self._manifest, slot), np.float32, order="C")
+
+
+def open_weights(
+    folder: Path,
+    manifest: Manifest,
+    engine: Engine,
+    canary: Arrays,
+    threads: int,
+    budget: int | None,
+) -> FusedWeights:
+    """Return the weights of a fresh engine, after its self-test if they are patched in place.
+
+    Raises:
+        UnsupportedError: If the engine's route does not prove itself here.
+    """
+    if engine.route == "reload":
+        return ReloadedWeights(folder, manifest, engine)
+    weights = PatchedWeights(folder, manifest, engine, threads, budget)
+    try:
+        self_test(engine, weights.image, manifest, canary)
+    except EdgeLoraError:
+        weights.close()
+        raise
+    return weights
 
 
 def _set_problems(slot: str, terms: Sequence[tuple[WeightForm, float]]) -> list[str]:

@@ -1,8 +1,8 @@
 """An adapter as ONNX Runtime's own ``.onnx_adapter``: the arrays for the graph's optional inputs.
 
 Any ONNX Runtime can run the bundle's graph with it, without this package:
-``RunOptions.add_active_adapter``. It is made for one bundle; the fp32 factors are in the file with
-every scale folded in.
+``RunOptions.add_active_adapter``. It is made for one bundle: values have the dtypes of its graph,
+every scale is folded in.
 """
 
 from __future__ import annotations

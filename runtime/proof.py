@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from edge_lora.bundle import Manifest
 from edge_lora.errors import NoEffectError
 from edge_lora.runtime.adapters import LoadedAdapter
 from edge_lora.runtime.canary import same
-from edge_lora.runtime.engines import Arrays, Engine
+from edge_lora.runtime.engines import Arrays
 
 _ADVICE = "Look at its sizes and scale with: edge-lora inspect FILE --slots"
 
@@ -32,31 +30,8 @@ def is_visible(adapter: LoadedAdapter, manifest: Manifest) -> bool:
     return any(place is None or set(place.operators) != {"Gather"} for place in places)
 
 
-def require_fused_effect(
-    adapter: LoadedAdapter, engine: Engine, canary: Arrays, *, fuse: Callable[[bool], object]
-) -> None:
-    """Raise NoEffectError if the outputs of a run are the base's to the bit.
-
-    Args:
-        adapter: For the message.
-        engine: Held by the caller alone.
-        canary: What to run.
-        fuse: Puts the adapter into the weights (true) or the base (false).
-    """
-    fuse(False)
-    base = engine.run(canary)
-    fuse(True)
-    _require_difference(adapter, base, engine.run(canary))
-
-
-def require_unfused_effect(
-    adapter: LoadedAdapter, engine: Engine, canary: Arrays, inputs: Arrays
-) -> None:
-    """Raise NoEffectError if a run with ``inputs`` gives the outputs of one without."""
-    _require_difference(adapter, engine.run(canary), engine.run({**canary, **inputs}))
-
-
-def _require_difference(adapter: LoadedAdapter, base: Arrays, adapted: Arrays) -> None:
+def require_difference(adapter: LoadedAdapter, base: Arrays, adapted: Arrays) -> None:
+    """Raise NoEffectError if a canary run gives the base's outputs to the bit."""
     if same(base, adapted):
         raise NoEffectError(
             f"adapter {adapter.name!r} has no effect: its values differ from the base's, but a "

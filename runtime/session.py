@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +15,17 @@ from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
-from edge_lora.runtime.adapters import LoadedAdapter, read_file
+from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.canary import canary_feeds
 from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
 from edge_lora.runtime.folding import fused_form
-from edge_lora.runtime.fused import FusedWeights, Parts, PatchedWeights, ReloadedWeights
+from edge_lora.runtime.fused import Parts, open_weights
 from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.lock import ReadWriteLock
-from edge_lora.runtime.proof import (
-    is_visible,
-    require_changes,
-    require_fused_effect,
-    require_unfused_effect,
-)
+from edge_lora.runtime.proof import is_visible, require_changes, require_difference
 from edge_lora.runtime.rank_choice import Rank
-from edge_lora.runtime.selftest import self_test
 from edge_lora.runtime.unfused import SlotInputs, UnfusedAdapters
 
 
@@ -81,22 +74,13 @@ class Session:
         self._broken = False  # a switch failed half way: the weights are no adapter's
         self._engine: Engine = open_engine(engine, folder, manifest, route, threads)
         try:
-            self._weights = self._fuse(threads, adapter_budget_bytes)
+            self._weights = open_weights(
+                folder, manifest, self._engine, self._canary, threads, adapter_budget_bytes
+            )
         except EdgeLoraError:
             self._engine.close()
             raise
         self._unfused = UnfusedAdapters(manifest, self._engine, self._canary)
-
-    def _fuse(self, threads: int, budget: int | None) -> FusedWeights:
-        if self._engine.route == "reload":
-            return ReloadedWeights(self.folder, self.manifest, self._engine)
-        weights = PatchedWeights(self.folder, self.manifest, self._engine, threads, budget)
-        try:
-            self_test(self._engine, weights.image, self.manifest, self._canary)
-        except EdgeLoraError:
-            weights.close()
-            raise
-        return weights
 
     @property
     def route(self) -> Route:
@@ -241,10 +225,8 @@ class Session:
         Warns:
             UserWarning: If the file does not say on which base it was trained.
         """
-        path = Path(path).absolute()
-        header = json.loads(read_file(path).header)
-        name = name or str(header["name"])
-        loaded = LoadedAdapter(name, path, header)
+        loaded = load(Path(path).absolute(), name)
+        name = loaded.name
         with self._changing:
             self._require_open()
             if name in self._loaded:
@@ -254,7 +236,7 @@ class Session:
                 )
             self.manifest.slots.check(loaded)
             if not loaded.base.fingerprint:
-                warnings.warn(_unbound(loaded, self.manifest), stacklevel=2)
+                warnings.warn(unbound(loaded, self.manifest.base_id), stacklevel=2)
             try:
                 self._prove_effect(loaded)
             except EdgeLoraError:
@@ -385,30 +367,21 @@ class Session:
 
     def _prove_effect(self, loaded: LoadedAdapter) -> None:
         """Run a canary with and without ``loaded``; nobody else sees either."""
-        now = self._fused
-        if loaded.has_bottleneck:
-            with self._lock.exclusive():
-                inputs = self._unfused.inputs(loaded).arrays
-                try:
-                    self._swap([])
-                    require_unfused_effect(loaded, self._engine, self._canary, inputs)
-                finally:
-                    self._swap(now)
-            return
-        parts = [(loaded, 1.0)]
-        require_changes(loaded, self._weights.prepare(parts))
-        if not is_visible(loaded, self.manifest):
-            return  # the compiler's count of changes must do
+        parts = [] if loaded.has_bottleneck else [(loaded, 1.0)]
+        if parts:
+            require_changes(loaded, self._weights.prepare(parts))
+            if not is_visible(loaded, self.manifest):
+                return  # the compiler's count of changes must do
         with self._lock.exclusive():
+            inputs = {} if parts else self._unfused.inputs(loaded).arrays
             try:
-                require_fused_effect(
-                    loaded,
-                    self._engine,
-                    self._canary,
-                    fuse=lambda on: self._swap(parts if on else []),
-                )
+                self._swap([])
+                base = self._engine.run(self._canary)
+                self._swap(parts)
+                adapted = self._engine.run({**self._canary, **inputs})
             finally:
-                self._swap(now)
+                self._swap(self._fused)
+        require_difference(loaded, base, adapted)
 
     def _slot_inputs(self, name: str, rank: int | None) -> SlotInputs:
         self._require_base(name)
@@ -436,11 +409,3 @@ class Session:
                 f"a switch of the session over '{self.folder}' failed half way, so its weights are "
                 "no adapter's; open the bundle again"
             )
-
-
-def _unbound(loaded: LoadedAdapter, manifest: Manifest) -> str:
-    return (
-        f"adapter {loaded.name!r} does not say on which base it was trained: its slots fit "
-        f"{manifest.base_id!r}, nothing else was checked. Bind it to its base once with: "
-        "edge-lora convert FILE OUT --base BUNDLE"
-    )
