@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edge_lora import Adapter
+from edge_lora import Adapter, BaseIdentity, Bottleneck, Delta
 from edge_lora.bundle import read_manifest
 from edge_lora.cli import main
 from edge_lora.cli.equivalence import first_difference
@@ -147,3 +148,37 @@ def test_first_difference():
     assert first_difference([1, 2], [1, 2]) is None
     assert first_difference([1, 2], [1, 3]) == 1
     assert first_difference([], [1]) == 0
+
+
+@pytest.fixture(scope="module")
+def site_bundle(tmp_path_factory):
+    import torch
+
+    from edge_lora.export import export_bundle
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(24, 48), torch.nn.Linear(48, 48)).eval()
+    folder = tmp_path_factory.mktemp("sites") / "bundle"
+    inputs = {"input": torch.randn(2, 5, 24)}
+    export_bundle(model, folder, example_inputs=inputs, slots="inputs", sites=["1"], progress=False)
+    return folder
+
+
+def test_a_bottleneck_is_compared_unfused(site_bundle, tmp_path):
+    manifest = read_manifest(site_bundle)
+    slot = manifest.slots["1"]
+    rng = np.random.default_rng(0)
+    down, up = (rng.standard_normal(s).astype(np.float32) for s in ((4, 48), (48, 4)))
+    form = Bottleneck(down, up, 0.5, "relu", "parallel", np.ones(4, np.float32))
+    base = BaseIdentity(manifest.fingerprint)
+    made = Adapter("x", "x", base, {"1": Delta(slot.shape, slot.dtype, (form,))})
+    source = made.save(tmp_path / "source.safetensors")
+    out = tmp_path / "x.safetensors"
+    facts = facts_of(run(source, out, "--bits", 8, "--base", site_bundle, "--json"))
+    (row,) = facts["equivalence"]
+    assert row["target"] == "edge-lora, unfused"
+    assert 0 < row["largest_difference"] < row["effect"] / 10
+    assert 0 < facts["relative_error"] < 0.05
+    onnx = tmp_path / "x.onnx_adapter"
+    refused(run(source, onnx, "--base", site_bundle), "a truth value switches its bottlenecks")
+    assert not onnx.exists()
