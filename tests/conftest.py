@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads on tiny models only wait for each other
+
 settings.register_profile("local", max_examples=50, deadline=None)
 settings.register_profile(
     "ci",
