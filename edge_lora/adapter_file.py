@@ -30,6 +30,8 @@ from edge_lora.strict_json import member, natural, number, parse_strict
 
 FORMAT_VERSION = 1
 HEADER_KEY = "edge_lora"
+DEFAULT_DTYPE = "F32"
+"""Of a slot that names none: names take more room than the codes of a small adapter."""
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 32  # an index is a uint32
@@ -53,7 +55,7 @@ def write_adapter(adapter: Adapter, path: Path) -> Path:
             tensors.update({f"{slot}/{i}/{field}": array for field, array in fields.items()})
         slots[slot] = {
             "shape": list(delta.shape),
-            "dtype": delta.dtype,
+            **({"dtype": delta.dtype} if delta.dtype != DEFAULT_DTYPE else {}),
             **({"hash": delta.slot_hash} if delta.slot_hash else {}),
             "forms": heads,
         }
@@ -146,8 +148,10 @@ def _assemble(header: dict[str, Any], tensors: Tensors) -> Adapter:
                     forms.append(reader.read(head, f"{slot}/{i}/"))
                 except (EdgeLoraError, TypeError, ValueError) as error:
                     problems.append(f"{slot}: form {i}: {error}")
-            slot_hash = member({"hash": "", **entry}, "hash", str)
-            deltas[slot] = Delta(shape, member(entry, "dtype", str), tuple(forms), slot_hash)
+            given = {"dtype": DEFAULT_DTYPE, "hash": "", **entry}
+            deltas[slot] = Delta(
+                shape, member(given, "dtype", str), tuple(forms), member(given, "hash", str)
+            )
         problems += [f"tensor {name!r} belongs to no form" for name in tensors]
         if problems:
             raise AdapterFileError(list_all("damaged", problems))

@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_lora import native
 from edge_lora.adapter import Adapter, BaseIdentity
+from edge_lora.adapter_file import DEFAULT_DTYPE
 from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
 from edge_lora.forms import LowRank
 from edge_lora.native import AdapterFile, Image, Patch
@@ -52,7 +53,7 @@ class LoadedAdapter:
         return {
             slot: SlotHeader(
                 tuple(entry["shape"]),
-                entry["dtype"],
+                entry.get("dtype", DEFAULT_DTYPE),
                 entry.get("hash", ""),
                 tuple(form["form"] for form in entry["forms"]),
             )

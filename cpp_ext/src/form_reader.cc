@@ -362,7 +362,7 @@ Delta ReadDelta(const std::string& slot, const Json& entry, const std::vector<Co
   if (!entry.is_object()) Refuse("is not an object");
   const Axes axes = ReadAxes(entry);
   Delta delta{slot, ShapeOf(axes), {}};
-  TextIn(entry, "dtype");
+  if (entry.contains("dtype")) TextIn(entry, "dtype");
   if (entry.contains("hash")) TextIn(entry, "hash");
   const Json& heads = ArrayIn(entry, "forms");
   if (heads.empty()) Refuse("no forms");

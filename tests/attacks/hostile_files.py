@@ -266,7 +266,9 @@ IDENTITY = {
     "slot hash a number": adapter(
         slots={"w": {"shape": [2, 3], "dtype": "F32", "forms": [sparse_head()], "hash": 5}}
     ),
-    "slot dtype missing": adapter(slots={"w": {"shape": [2, 3], "forms": [sparse_head()]}}),
+    "slot dtype not text": adapter(
+        slots={"w": {"shape": [2, 3], "dtype": 5, "forms": [sparse_head()]}}
+    ),
 }
 
 FORMS = {

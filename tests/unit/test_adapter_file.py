@@ -125,6 +125,16 @@ def test_the_layout_is_the_specified_one(path):
     assert header["slots"]["l.weight"]["forms"][0]["index"] == "line16"
 
 
+def test_a_slot_names_its_dtype_unless_it_is_fp32(tmp_path):
+    one = Dense(np.ones((2, 2), np.float32))
+    slots = {name: Delta((2, 2), name, (one,)) for name in ("F32", "BF16")}
+    path = Adapter("x", "test", BaseIdentity(""), slots).save(tmp_path / "x.safetensors")
+    outer, _ = split(path.read_bytes())
+    header = json.loads(outer["__metadata__"]["edge_lora"])
+    assert {k: v.get("dtype") for k, v in header["slots"].items()} == {"F32": None, "BF16": "BF16"}
+    assert {k: d.dtype for k, d in Adapter.load(path).deltas.items()} == {k: k for k in slots}
+
+
 def test_no_part_file_is_left(path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
