@@ -38,8 +38,8 @@ def seen_through_codes(weight: Tensor, bits: int, group: Group = "tensor") -> Te
         bits: 1, 2, 4 or 8.
         group: What shares one mean and standard deviation, see ``edge_lora.codebook``.
     """
-    levels = _levels(bits, weight.device, weight.dtype)
-    parts = [_StraightThrough.apply(rows, levels) for rows in _groups(weight, group)]  # type: ignore[no-untyped-call]
+    book = _book(bits, weight.device, weight.dtype)
+    parts = [_StraightThrough.apply(rows, *book) for rows in _groups(weight, group)]  # type: ignore[no-untyped-call]
     flat = parts[0] if len(parts) == 1 else torch.cat([part.view(-1) for part in parts])
     return flat.view(weight.shape)
 
@@ -47,11 +47,12 @@ def seen_through_codes(weight: Tensor, bits: int, group: Group = "tensor") -> Te
 @torch.no_grad()
 def coded(weight: Tensor, bits: int, group: Group = "tensor") -> Coded:
     """Return ``weight`` as the codes and statistics that ``seen_through_codes`` uses."""
-    levels = _levels(bits, weight.device, weight.dtype)
+    _, thresholds = _book(bits, weight.device, weight.dtype)
     codes, stats = [], []
     for rows in _groups(weight, group):
         mean, std = _statistics(rows)
-        codes.append(_nearest((rows - mean) / (std + SPREAD_FLOOR), levels).reshape(-1))
+        normal = (rows - mean) / (std + SPREAD_FLOOR)
+        codes.append(torch.bucketize(normal, thresholds).reshape(-1))
         stats.append(torch.cat([mean, std], dim=1))
     packed = pack(torch.cat(codes).to(torch.uint8).cpu().numpy(), bits)
     numbers = torch.cat(stats).cpu().numpy().astype(np.float32)
@@ -62,15 +63,15 @@ class _StraightThrough(torch.autograd.Function):
     """V from W, both (groups, n)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, levels: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, weight: Tensor, levels: Tensor, thresholds: Tensor) -> Tensor:  # noqa: ANN401
         mean, std = _statistics(weight)
         normal = (weight - mean) / (std + SPREAD_FLOOR)
-        chosen = levels[_nearest(normal, levels)]
+        chosen = levels[torch.bucketize(normal, thresholds)]
         ctx.save_for_backward(weight, chosen, mean, std)
         return chosen * std + mean
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         weight, chosen, mean, std = ctx.saved_tensors
         centred = weight - mean
         normal = centred / (std + SPREAD_FLOOR)
@@ -78,12 +79,14 @@ class _StraightThrough(torch.autograd.Function):
         through_std = (gradient * (chosen - kept * normal)).sum(1, keepdim=True)
         per_value = torch.where(std > 0, through_std / std / (weight.shape[1] - 1), 0.0)
         mean_gradient = gradient.mean(1, keepdim=True)
-        return kept * gradient + (1 - kept) * mean_gradient + per_value * centred, None
+        return kept * gradient + (1 - kept) * mean_gradient + per_value * centred, None, None
 
 
 @cache
-def _levels(bits: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(levels_of(BOOK, bits)).to(device, dtype)
+def _book(bits: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the levels, and the thresholds between them, as ``edge_lora.codebook.nearest``."""
+    levels = torch.from_numpy(levels_of(BOOK, bits)).to(device, dtype)
+    return levels, (levels[1:] + levels[:-1]) / 2
 
 
 def _groups(weight: Tensor, group: Group) -> list[Tensor]:
@@ -100,8 +103,3 @@ def _statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows.clone(), torch.zeros_like(rows)
     variance, mean = torch.var_mean(rows, 1, correction=1, keepdim=True)
     return mean, variance.sqrt()
-
-
-def _nearest(normal: Tensor, levels: Tensor) -> Tensor:
-    """Return the index of the nearest level, as ``edge_lora.codebook.nearest``."""
-    return torch.bucketize(normal, (levels[1:] + levels[:-1]) / 2)
