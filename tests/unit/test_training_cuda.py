@@ -32,7 +32,7 @@ def test_train_on_cuda_and_restore(trainer, precision, tiny_llama, token_batches
     report, adapter, logits = session()
     assert report.resumed_from == 4
     assert report.losses[-1] < report.losses[0]
-    attached = attach(tiny_llama.cpu(), "lora")
+    attached = attach(tiny_llama.cpu(), method, **config)  # names sites, if it stands at any
     attached.slots.check(adapter)
     attached.detach()
     assert logits.isfinite().all()
