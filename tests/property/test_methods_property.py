@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from edge_lora import codebook
 from edge_lora.methods import find_weights, sparse_values
+from edge_lora.methods.coded_weight import coded, seen_through_codes
 from edge_lora.methods.masks import LINE, MASKS, choose
 from edge_lora.methods.sparse_values import SlotValues
 
@@ -47,3 +49,22 @@ def test_masks_are_ascending_and_as_many_as_asked(mask, groups, n_in, density, f
     elif mask != "struct":
         assert len(positions) == count
     assert np.array_equal(choose(mask, weight, density, seed, gradient, floor), positions)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.sampled_from(codebook.BITS),
+    st.one_of(st.sampled_from(["tensor", "row"]), st.integers(1, 40)),
+    st.floats(-20, 20),
+    st.integers(0, 2**31),
+)
+def test_a_forward_through_codes_is_what_they_decode_to(shape, bits, group, magnitude, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape) * 2.0**magnitude + rng.choice([0.0, 1.0])
+    weight = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+    codes = coded(weight, bits, group)
+    forward = seen_through_codes(weight, bits, group)
+    assert codebook.problems_of(codes, "weight") == []
+    assert np.array_equal(codes.decode(), forward.detach().numpy())
+    forward.square().sum().backward()
+    assert torch.isfinite(weight.grad).all()
