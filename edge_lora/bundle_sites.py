@@ -2,7 +2,7 @@
 
 A site's branch adds ``act(x @ down_in + y @ down_out + down_bias) @ up + up_bias`` to y, where x
 is what the site reads and y its output. The middle units lie in the order of ``ACTIVATIONS``;
-``units`` says how many there are of each. None of it is computed unless ``switch`` is true.
+``units`` says how many there are of each. None of it is computed unless ``switch`` is 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SiteInputs:
         units: (4,) int64, how many units have each of ``ACTIVATIONS``.
         up: (r, d_out).
         up_bias: (d_out,).
-        switch: () bool, shared by all sites; false by default: the graph computes the base.
+        switch: (1,) int64, shared by all sites; 0 by default: the graph computes the base.
     """
 
     down_in: str

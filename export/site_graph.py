@@ -76,10 +76,10 @@ class AddSites(SlotPass):
             name: _producer(nodes[0], weights) if len(nodes) == 1 else None
             for name, nodes in marked.items()
         }
-        if marked:
-            _add_input(graph, SWITCH, np.array(False), ())
+        switch = _add_switch(graph) if marked else None
         for name, nodes in marked.items():
-            values = _add_inputs(graph, self.sites[name])
+            assert switch is not None
+            values = {**_add_inputs(graph, self.sites[name]), "switch": switch}
             for node in nodes:
                 _replace(graph, node, values)
             self.found[name] = BundleSite(site_inputs(name), producers[name])
@@ -114,6 +114,15 @@ def _producer(marker: ir.Node, weights: set[str]) -> Producer | None:
     return Producer(str(weight.name), bias, reads_site_input=node.inputs[0] is z)
 
 
+def _add_switch(graph: ir.Graph) -> ir.Value:
+    """Return the condition of every branch: one number, which adapter files can hold."""
+    number = _add_input(graph, SWITCH, np.zeros(1, np.int64), (1,))
+    cast = ir.node("Cast", [number], {"to": ir.DataType.BOOL}, name=SWITCH)
+    cast.outputs[0].name = f"{SWITCH}.bool"
+    graph.insert_before(graph[0], cast)
+    return cast.outputs[0]
+
+
 def _add_inputs(graph: ir.Graph, slot: Slot) -> dict[str, ir.Value]:
     d_out, d_in = slot.shape
     dtype = VALUE_DTYPES[slot.dtype]
@@ -131,7 +140,6 @@ def _add_inputs(graph: ir.Graph, slot: Slot) -> dict[str, ir.Value]:
         "units": _add_input(graph, names.units, units, units.shape),
         "up": _add_input(graph, names.up, np.zeros((0, d_out), dtype), (rank, d_out)),
         "up_bias": _add_input(graph, names.up_bias, np.zeros(d_out, dtype), (d_out,)),
-        "switch": next(value for value in graph.inputs if value.name == SWITCH),
     }
 
 

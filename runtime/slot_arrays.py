@@ -114,7 +114,7 @@ def _site_arrays(
         inputs.units: np.array(counts, np.int64),
         inputs.up: np.concatenate(ups),
         inputs.up_bias: np.sum(biases, axis=0, dtype=np.float32),
-        inputs.switch: np.array(True),
+        inputs.switch: np.ones(1, np.int64),
     }
 
 

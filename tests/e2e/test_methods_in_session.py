@@ -53,3 +53,37 @@ def test_unfused_equals_the_trained_model(method, torch_model, session, feeds, t
     assert np.abs(expected - base).max() > 0.02 * np.abs(base).max()
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
     session.delete_adapter(name)
+
+
+def test_the_engines_own_adapters_feed_the_same_inputs(torch_model, session, feeds, tmp_path):
+    """A file of ONNX Runtime's own kind, fed without us, does what our session does."""
+    import onnxruntime as ort
+
+    from edge_lora import Adapter
+    from edge_lora.methods import attach
+    from edge_lora.runtime.slot_arrays import slot_arrays
+
+    for method in ("dora", "biadaptformer"):
+        attached = attach(torch_model, method, rank=2)
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for parameter in attached.parameters():
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        path = attached.lower(method, dtype="F32").save(tmp_path / f"{method}.safetensors")
+        attached.detach()
+        arrays = slot_arrays(Adapter.load(path), session.manifest)
+        file = ort.AdapterFormat()
+        file.set_parameters({k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in arrays.items()})
+        file.export_adapter(str(tmp_path / f"{method}.onnx_adapter"))
+        adapter, options = ort.LoraAdapter(), ort.RunOptions()
+        adapter.Load(str(tmp_path / f"{method}.onnx_adapter"))
+        options.add_active_adapter(adapter)
+        plain = ort.InferenceSession(
+            str(session.folder / "onnx/model.onnx"), providers=["CPUExecutionProvider"]
+        )
+        found = plain.run(["logits"], dict(feeds), options)[0]
+        name = session.load_adapter(path)
+        expected = session.run(feeds, adapter=name)["logits"]
+        session.delete_adapter(name)
+        assert np.abs(found - plain.run(["logits"], dict(feeds))[0]).max() > 0.01
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
