@@ -46,6 +46,8 @@ def slot_arrays(adapter: Adapter, manifest: Manifest) -> Arrays:
         try:
             if slot.kind == "site":
                 forms = [form for form in delta.forms if isinstance(form, Bottleneck)]
+                if len(forms) != len(delta.forms):
+                    raise UnsupportedError("a site takes bottlenecks only")
                 inputs = manifest.sites[slot.name].inputs
                 found: Mapping[str, NDArray[np.generic]] = _site_arrays(
                     forms, adapter.alpha, slot, inputs

@@ -277,6 +277,20 @@ def test_a_bundle_without_the_site_refuses_by_name(bundle, llama, tmp_path):
         session.load_adapter(path)
 
 
+def test_forms_in_the_wrong_place_are_all_named(net_session, tmp_path):
+    a, bt = np.ones((1, 8), np.float32), np.ones((1, 3), np.float32)
+    deltas = {
+        "head": [LowRank(a, bt)],
+        "head.weight": [bottleneck((3, 8), "relu", "parallel")],
+    }
+    path = write(tmp_path, net_session.manifest, deltas, "misplaced")
+    with pytest.raises(AdapterMismatchError) as caught:
+        net_session.load_adapter(path)
+    assert "head: is a site, which takes no low_rank" in str(caught.value)
+    assert "head.weight: is a weight, which takes no bottleneck" in str(caught.value)
+    assert net_session.adapters == []
+
+
 FOLDS = [
     ("blocks.0.down", "parallel", True),
     ("blocks.0.down", "sequential", True),
