@@ -237,8 +237,9 @@ class _Run:
         optimizer = torch.optim.AdamW(
             list(attached.parameters()), lr=plan.lr, weight_decay=plan.weight_decay
         )
-        self.optimizer = accelerator.prepare(optimizer)
+        # In this order: with a gradient scaler, accelerate wraps the step that the scheduler marks.
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        self.optimizer = accelerator.prepare(optimizer)
         self.stream = _Stream(batches, accelerator.process_index, accelerator.num_processes)
 
     def _lr_factor(self, step: int) -> float:
