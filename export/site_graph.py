@@ -161,6 +161,7 @@ def _replace(graph: ir.Graph, marker: ir.Node, values: Mapping[str, ir.Value]) -
     name, passed = marker.name or "", marker.outputs[0]
     branch = _branch(name, z, y, values)
     idle = ir.node("Identity", [y], name=f"{name}/idle")
+    idle.outputs[0].name = f"{name}/idle"
     switch = ir.node(
         "If",
         [values["switch"]],

@@ -76,6 +76,13 @@ def test_the_graph_is_plain_onnx_and_idle_sites_are_the_base(tmp_path):
     assert found.tobytes() == expected.tobytes()
 
 
+def test_a_site_after_unnamed_values_keeps_every_name_single(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(24, 48), torch.nn.GELU(), torch.nn.Linear(48, 5))
+    example = {"input": torch.ones(3, 24)}
+    export_bundle(net, tmp_path / "out", example_inputs=example, sites=["2"], progress=False)
+    assert list(read_manifest(tmp_path / "out").sites) == ["2"]
+
+
 def test_sites_do_not_change_the_fingerprint_and_the_same_model_gives_the_same_bytes(tmp_path):
     plain = export(tmp_path)
     first = export(tmp_path, sites=["first"])
