@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import AdapterFileError, EdgeLoraError, list_all
-from edge_lora.form_codec import MAX_AXES, Codebooks, FormReader, Tensors, encode_form
+from edge_lora.form_codec import MAX_AXES, MAX_ELEMENTS, Codebooks, FormReader, Tensors, encode_form
 from edge_lora.forms import VALUE_DTYPES
 from edge_lora.strict_json import member, natural, number, parse_strict
 
@@ -34,7 +34,6 @@ DEFAULT_DTYPE = "F32"
 """Of a slot that names none: names take more room than the codes of a small adapter."""
 MAX_FILE_BYTES = 4 << 30
 MAX_HEADER_BYTES = 64 << 20
-MAX_ELEMENTS = 1 << 32  # an index is a uint32
 _DTYPES = {**VALUE_DTYPES, "U8": np.dtype(np.uint8), "U32": np.dtype("<u4")}
 _KNOWN_KEYS = {
     "edge_lora", "name", "method", "base", "alpha", "slots", "codebooks", "provenance",

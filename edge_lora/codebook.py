@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import ceil, exp, inf, pi, prod, sqrt
+from math import exp, inf, pi, prod, sqrt
 from statistics import NormalDist
 from typing import Literal, get_args
 
@@ -97,7 +97,7 @@ def group_size(group: Group, shape: tuple[int, ...]) -> int:
 
 def group_count(group: Group, shape: tuple[int, ...]) -> int:
     """Return the number of groups; the last one may be short."""
-    return ceil(prod(shape) / group_size(group, shape))
+    return -(-prod(shape) // group_size(group, shape))
 
 
 def encode(
@@ -112,23 +112,30 @@ def encode(
         book: Which levels.
 
     Raises:
-        UnsupportedError: Other bits, or a group below 1.
+        UnsupportedError: Other bits, or another group.
         UnknownNameError: Another book.
     """
-    if (isinstance(group, int) and group < 1) or not isinstance(group, int | str):
-        raise UnsupportedError(f"group is {group!r}; give 'tensor', 'row' or a number from 1")
     levels = levels_of(book, bits)
+    if problems := book_problems(levels, group):
+        raise UnsupportedError(f"cannot code with {problems[0]}")
     flat = np.asarray(values, np.float32).reshape(-1)
     size = group_size(group, values.shape)
-    stats = np.zeros((group_count(group, values.shape), 2), np.float32)
-    normal = np.empty_like(flat)
-    for i in range(len(stats)):
-        part = flat[i * size : (i + 1) * size]
-        mean = part.mean(dtype=np.float64)
-        spread = part.std(dtype=np.float64, ddof=1) if part.size > 1 else 0.0
-        stats[i] = mean, spread
-        normal[i * size : (i + 1) * size] = (part - stats[i, 0]) / (stats[i, 1] + SPREAD_FLOOR)
-    return Coded(pack(nearest(normal, levels), bits), stats, levels, values.shape, group)
+    whole = flat.size // size * size
+    parts = [flat[:whole].reshape(-1, size), flat[whole:].reshape(1, -1)]  # the last may be short
+    coded = [_encode_rows(rows, levels) for rows in parts if rows.size]
+    codes = np.concatenate([np.zeros(0, np.uint8), *(codes.ravel() for codes, _ in coded)])
+    stats = np.concatenate([np.zeros((0, 2), np.float32), *(stats for _, stats in coded)])
+    return Coded(pack(codes, bits), stats, levels, values.shape, group)
+
+
+def _encode_rows(rows: Float32, levels: Float32) -> tuple[NDArray[np.uint8], Float32]:
+    """Return the codes of each row, (groups, n), and its mean and spread, (groups, 2)."""
+    mean = rows.mean(axis=1, keepdims=True, dtype=np.float64)
+    one = rows.shape[1] == 1
+    spread = rows.std(axis=1, keepdims=True, dtype=np.float64, ddof=0 if one else 1)
+    stats = np.concatenate([mean, spread], axis=1).astype(np.float32)
+    normal = (rows - stats[:, :1]) / (stats[:, 1:] + np.float32(SPREAD_FLOOR))
+    return nearest(normal, levels), stats
 
 
 def nearest(normal: Float32, levels: Float32) -> NDArray[np.uint8]:
@@ -144,7 +151,7 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     array([33,  3], dtype=uint8)
     """
     each = 8 // bits
-    padded = np.zeros(ceil(codes.size / each) * each, np.uint8)
+    padded = np.zeros(-(-codes.size // each) * each, np.uint8)
     padded[: codes.size] = codes
     shifts = (np.arange(each) * bits).astype(np.uint8)
     packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded.reshape(-1, each) << shifts, axis=1)
@@ -226,7 +233,7 @@ def problems_of(coded: Coded, name: str) -> list[str]:
         problems.append(f"{name} has a mean or spread that is NaN, infinite or negative")
     elif not _has_finite_levels(book, stats):
         problems.append(f"{name} has a spread at which a level is not finite")
-    length = ceil(coded.size * coded.bits / 8)
+    length = -(-coded.size * coded.bits // 8)
     if coded.codes.dtype != np.uint8 or coded.codes.shape != (length,):
         problems.append(f"{name} has {coded.codes.size} bytes of codes, must be {length}")
     elif (used := coded.size * coded.bits % 8) and coded.codes[-1] >> used:

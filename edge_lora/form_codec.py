@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from edge_lora import index_codec
 from edge_lora.codebook import Coded, Group, book_problems, group_count
 from edge_lora.errors import AdapterFileError
 from edge_lora.forms import (
+    CHOICES,
     FORM_NAMES,
     Block,
     Bottleneck,
@@ -46,6 +48,8 @@ from edge_lora.strict_json import member, natural, number
 Tensors = dict[str, NDArray[Any]]
 Head = dict[str, Any]
 MAX_AXES = 8
+MAX_ELEMENTS = 1 << 32  # an index is a uint32
+_CODINGS = ("rice", "line16")
 _FILE_NAMES = {
     "a": "A", "bt": "Bt", "values": "val", "down": "down", "up": "up",
     "down_bias": "down_b", "up_bias": "up_b",
@@ -149,18 +153,16 @@ class FormReader:
             "low_rank": lambda: LowRank(values("A"), values("Bt"), scale, *_nested(head)),
             "sparse": lambda: self._sparse(head, take("idx"), values("val"), scale),
             "block": lambda: Block(
-                _choice(head, "axis", "row", "col"), take("idx"), values("val"), scale, _mode(head)
+                _choice(head, "axis"), take("idx"), values("val"), scale, _choice(head, "mode")
             ),
-            "dense": lambda: self._dense(values("val"), scale, _mode(head)),
-            "row_scale": lambda: RowScale(
-                values("val"), scale, _choice(head, "axis", "row", "col")
-            ),
+            "dense": lambda: self._dense(values("val"), scale, _choice(head, "mode")),
+            "row_scale": lambda: RowScale(values("val"), scale, _choice(head, "axis")),
             "bottleneck": lambda: Bottleneck(
                 values("down"),
                 values("up"),
                 scale,
-                _choice(head, "act", "none", "relu", "gelu", "gelu_tanh"),
-                _choice(head, "placement", "parallel", "sequential"),
+                _choice(head, "act"),
+                _choice(head, "placement"),
                 values("down_b") if prefix + "down_b" in self.tensors else None,
                 values("up_b") if prefix + "up_b" in self.tensors else None,
             ),
@@ -183,6 +185,8 @@ class FormReader:
         if which >= len(self.books):
             raise AdapterFileError(f"{key} has codebook {which}, the file has {len(self.books)}")
         (book, group), shape = self.books[which], tuple(axes)
+        if prod(shape) > MAX_ELEMENTS:
+            raise AdapterFileError(f"{key} is {shape}, which is over 2^32 values")
         length = 8 * group_count(group, shape)
         if length > array.size:
             raise AdapterFileError(
@@ -203,16 +207,18 @@ class FormReader:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise AdapterFileError(f"idx is {stream.dtype} {stream.shape}, must be a uint8 stream")
         k = natural(head.get("k"), "k")
-        if _choice(head, "index", "rice", "line16") == "rice":
+        if _choice(head, "index") == "rice":
             indices = index_codec.rice_decode(stream, count, k, size)
-            return Sparse(indices, values, scale, _mode(head))
+            return Sparse(indices, values, scale, _choice(head, "mode"))
         if out_features % line or count % line:
             raise AdapterFileError(
                 "line16 indices need multiples of 16, "
                 f"found {(out_features, in_features)} and {count}"
             )
         lines = index_codec.rice_decode(stream, count // line, k, size // line)
-        return Sparse(index_codec.expand_lines(lines, in_features), values, scale, _mode(head))
+        return Sparse(
+            index_codec.expand_lines(lines, in_features), values, scale, _choice(head, "mode")
+        )
 
 
 def _nested(head: Head) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -224,12 +230,9 @@ def _nested(head: Head) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return ranks, tuple(float(scale) for scale in scales)
 
 
-def _choice(head: Head, key: str, *known: str) -> Any:  # noqa: ANN401  (a Literal of the caller's)
+def _choice(head: Head, key: str) -> Any:  # noqa: ANN401  (a Literal of the form's)
+    known = _CODINGS if key == "index" else CHOICES[key]
     value = member(head, key, str)
     if value not in known:
         raise AdapterFileError(f"unknown {key} {value!r}; known: {', '.join(map(repr, known))}")
     return value
-
-
-def _mode(head: Head) -> Any:  # noqa: ANN401
-    return _choice(head, "mode", "add", "set")

@@ -23,7 +23,12 @@ Values = NDArray[np.floating] | Coded
 """fp32, fp16 or bf16 (``ml_dtypes.bfloat16``), or codes of 1 to 8 bits."""
 Indices = NDArray[np.uint32]
 Mode = Literal["add", "set"]
+Axis = Literal["row", "col"]
+Placement = Literal["parallel", "sequential"]
 Activation = Literal["none", "relu", "gelu", "gelu_tanh"]
+
+MAX_RANK = 1 << 16
+"""Above it, factors are no smaller than what they stand for."""
 
 VALUE_DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -102,7 +107,7 @@ class Block:
         mode: "add" or "set".
     """
 
-    axis: Literal["row", "col"]
+    axis: Axis
     indices: Indices
     values: Values
     scale: float = 1.0
@@ -139,7 +144,7 @@ class RowScale:
 
     values: Values
     scale: float = 1.0
-    axis: Literal["row", "col"] = "row"
+    axis: Axis = "row"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +168,7 @@ class Bottleneck:
     up: Values
     scale: float = 1.0
     act: Activation = "relu"
-    placement: Literal["parallel", "sequential"] = "parallel"
+    placement: Placement = "parallel"
     down_bias: Values | None = None
     up_bias: Values | None = None
 
@@ -184,6 +189,13 @@ FORM_NAMES: dict[type, str] = {
     RowScale: "row_scale",
     Bottleneck: "bottleneck",
 }
+CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode),
+    "axis": get_args(Axis),
+    "act": get_args(Activation),
+    "placement": get_args(Placement),
+}
+"""What the fields of a form that are words may be."""
 VALUE_FIELDS: dict[type, tuple[str, ...]] = {
     LowRank: ("a", "bt"),
     Sparse: ("values",),
@@ -238,7 +250,11 @@ def problems_of(form: Form, shape: tuple[int, ...]) -> list[str]:
     The shape of a site is (d_out, d_in).
     """
     out_features, in_features = matrix_shape(shape)
-    problems: list[str] = []
+    problems = [
+        f"{key} is {value!r}, known: {', '.join(map(repr, known))}"
+        for key, known in CHOICES.items()
+        if (value := getattr(form, key, known[0])) not in known
+    ]
     if not np.isfinite(form.scale):
         problems.append(f"scale is {form.scale!r}, must be finite")
     if is_replacing(form) and form.scale != 1.0:
@@ -280,6 +296,8 @@ def _low_rank_problems(form: LowRank, out_features: int, in_features: int) -> li
         problems.append(f"bt is {bt.shape}, slot wants (rank, {out_features})")
     if not problems and a.shape[0] != bt.shape[0]:
         problems.append(f"a has rank {a.shape[0]}, bt has rank {bt.shape[0]}")
+    if not problems and form.rank > MAX_RANK:
+        problems.append(f"rank is {form.rank}, at most {MAX_RANK} is read")
     ranks = form.ranks
     ascending = all(x < y for x, y in pairwise((0, *ranks)))
     if ranks and not problems and not (ascending and ranks[-1] == form.rank):
@@ -298,8 +316,6 @@ def _bottleneck_problems(form: Bottleneck, d_out: int, d_in: int) -> list[str]:
         for name, values in values_of(form).items()
         if values.shape != wanted[name]
     ]
-    if form.act not in get_args(Activation):
-        problems.append(f"act is {form.act!r}, known: {', '.join(get_args(Activation))}")
     return problems if rank else ["rank is 0"]
 
 

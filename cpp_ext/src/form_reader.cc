@@ -14,6 +14,7 @@ namespace {
 
 constexpr uint64_t kMaxElements = uint64_t{1} << 32;  // an index is a uint32
 constexpr size_t kMaxAxes = 8;
+constexpr uint64_t kMaxRank = uint64_t{1} << 16;  // above it, factors are no smaller than a weight
 constexpr size_t kMaxLevels = 256;
 
 using Axes = std::vector<uint64_t>;
@@ -173,6 +174,7 @@ class FormReader {
       field.shape.push_back(Natural(encoding[i], "enc of " + key));
       fits = !__builtin_mul_overflow(count, field.shape.back(), &count) && fits;
     }
+    fits = fits && count <= kMaxElements;
     const Codebook& codebook = books_[which];
     const Coding coding{codebook.book, GroupSize(codebook, field.shape, count), tensor.data};
     Values& values = field.values;
@@ -195,7 +197,9 @@ class FormReader {
     LowRank form;
     const Field a = Take("A");
     const uint64_t rank = a.shape.empty() ? 0 : a.shape[0];
-    if (rank == 0 || rank > UINT32_MAX) Refuse("rank is " + std::to_string(rank));
+    if (rank == 0 || rank > kMaxRank) {
+      Refuse("rank is " + std::to_string(rank) + ", must be 1 to " + std::to_string(kMaxRank));
+    }
     if (a.shape != Axes{rank, shape_.in}) {
       Refuse("A is " + TextOf(a.shape) + ", must be " + TextOf(Axes{rank, shape_.in}));
     }

@@ -38,16 +38,22 @@ bool StackLowRank(const AdapterFile& adapter, const std::string& slot, StackedLo
     throw Error(Code::kAdapterMismatch, "the adapter has no delta for slot '" + slot + "'");
   }
   stacked = {};
+  uint64_t rank = 0;
   for (const Form& form : delta->forms) {
     const auto* low_rank = std::get_if<LowRank>(&form.fields);
     if (low_rank == nullptr) return false;
-    stacked.rank += low_rank->rank;
+    rank += low_rank->rank;
   }
+  if (rank > UINT32_MAX) {
+    throw Error(Code::kUnsupported, "the low-rank forms of slot '" + slot + "' have a rank of " +
+                                        std::to_string(rank) + " together");
+  }
+  stacked.rank = static_cast<uint32_t>(rank);
   const auto [out, in] = delta->shape;
   stacked.a.resize(in * stacked.rank);
   stacked.b.resize(out * stacked.rank);
   std::vector<float> row(in);
-  uint32_t first = 0;
+  uint64_t first = 0;
   for (const Form& form : delta->forms) {
     const auto& low_rank = std::get<LowRank>(form.fields);
     const auto factor = static_cast<float>(adapter.alpha() * form.scale);
@@ -56,7 +62,7 @@ bool StackLowRank(const AdapterFile& adapter, const std::string& slot, StackedLo
       for (uint64_t k = 0; k < in; ++k) stacked.a[k * stacked.rank + first + r] = row[k];
     }
     float* b = stacked.b.data() + first * out;
-    ToFloat(low_rank.bt, 0, low_rank.rank * out, b);
+    ToFloat(low_rank.bt, 0, uint64_t{low_rank.rank} * out, b);
     for (uint64_t i = 0; i < low_rank.rank * out; ++i) b[i] *= factor;
     first += low_rank.rank;
   }

@@ -134,6 +134,7 @@ class Reader {
       Require(IsFloat(values.dtype));
     }
     values.data = ReadBytes(values.data_bytes());
+    Require(AllFinite(values));
     return values;
   }
 

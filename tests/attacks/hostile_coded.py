@@ -83,6 +83,21 @@ SOUND = {
 HOSTILE = {
     "a byte too few": coded(blob_of(codes=b"")),
     "a byte too many": coded(blob_of(codes=CODES + b"\0")),
+    "a size that no float holds": adapter(
+        [dense_head(enc={"val": [0, 10**200, 10**200]})],
+        {"w/0/val": ("U8", [9], blob_of())},
+        codebooks=[book_of(group=1)],
+    ),
+    "a rank over 65536": adapter(
+        slots={
+            "w": {
+                "shape": [1, 1],
+                "forms": [low_rank_head(enc={"A": [0, 65537, 1], "Bt": [0, 65537, 1]})],
+            }
+        },
+        tensors={f"w/0/{key}": ("U8", [8201], blob_of(codes=bytes(8193))) for key in ("A", "Bt")},
+        codebooks=[book_of()],
+    ),
     "no statistics": coded(CODES),
     "half a mean": coded(b"\0\0"),
     "nothing": coded(b""),

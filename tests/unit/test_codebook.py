@@ -74,7 +74,9 @@ def test_equal_values_come_back_exactly():
     ("arguments", "error", "message"),
     [
         ({"bits": 3}, UnsupportedError, "bits is 3"),
-        ({"bits": 1, "group": 0}, UnsupportedError, "group is 0"),
+        ({"bits": 1, "group": 0}, UnsupportedError, "group 0, must be"),
+        ({"bits": 1, "group": True}, UnsupportedError, "group True, must be"),
+        ({"bits": 1, "group": "column"}, UnsupportedError, "group 'column', must be"),
         ({"bits": 1, "book": "nf4"}, UnknownNameError, "'nf4'; known: gauss_l1, lloyd_max"),
     ],
 )

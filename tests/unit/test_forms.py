@@ -4,9 +4,12 @@ import pytest
 
 from edge_lora.errors import ShapeError
 from edge_lora.forms import (
+    MAX_RANK,
     Block,
+    Bottleneck,
     Dense,
     LowRank,
+    RowScale,
     Sparse,
     form_nbytes,
     matrix_shape,
@@ -49,6 +52,17 @@ BROKEN = {
     "dense shape": (Dense(f32(5, 3)), "values are (5, 3), slot is (3, 5)"),
     "fp64": (Dense(np.ones((3, 5))), "must be fp32, fp16 or bf16"),
     "NaN": (Dense(f32(3, 5) * np.float32("nan")), "holds NaN or infinity"),
+    "no such axis": (RowScale(f32(3), axis="diag"), "axis is 'diag', known: 'row', 'col'"),
+    "no such mode": (Dense(f32(3, 5), mode="mul"), "mode is 'mul', known: 'add', 'set'"),
+    "no such placement": (
+        Bottleneck(f32(2, 5), f32(3, 2), placement="before"),
+        "placement is 'before', known",
+    ),
+    "no such activation": (Bottleneck(f32(2, 5), f32(3, 2), act="silu"), "act is 'silu', known"),
+    "rank over the limit": (
+        LowRank(f32(MAX_RANK + 1, 5), f32(MAX_RANK + 1, 3)),
+        "rank is 65537, at most 65536",
+    ),
     "infinite scale": (Dense(f32(3, 5), scale=float("inf")), "must be finite"),
     "scaled set": (Sparse(u32(1), f32(1), 0.5, "set"), "must be 1.0 for mode 'set'"),
 }

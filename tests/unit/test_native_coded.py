@@ -147,5 +147,17 @@ def test_hostile_patch_files(tmp_path):
     assert image.differing_slots() == []
 
 
+def test_a_patch_file_with_a_factor_that_is_not_a_number_is_refused(tmp_path):
+    slot, path = Packed(tmp_path, SHAPE), tmp_path / "patch"
+    image = image_of(slot)
+    a, bt = (np.full((1, n), 0.123, np.float32) for n in reversed(SHAPE))
+    file = adapter_file(tmp_path, {"w": [LowRank(a, bt)]}, {"w": SHAPE})
+    image.compile([(file, 1.0)]).save(str(path))
+    body = path.read_bytes()[:-64]
+    path.write_bytes(mended(body.replace(a[0, 0].tobytes(), np.float32("nan").tobytes(), 1)))
+    with pytest.raises(NativeError):
+        image.load_patch(str(path))
+
+
 def mended(body):
     return body + hashlib.sha256(body).hexdigest().encode()

@@ -110,7 +110,7 @@ def test_what_would_not_become_smaller_stays():
 def test_bad_requests_are_refused(adapter):
     with pytest.raises(UnsupportedError, match="bits is 3; known: 1, 2, 4, 8"):
         quantise(adapter, 3)
-    with pytest.raises(UnsupportedError, match="group is 0"):
+    with pytest.raises(UnsupportedError, match="group 0, must be"):
         quantise(adapter, 4, 0)
     with pytest.raises(UnknownNameError, match="known: gauss_l1, lloyd_max"):
         quantise(adapter, 4, book="nf4")
