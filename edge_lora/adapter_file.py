@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import safetensors
 from safetensors.numpy import save
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
+from edge_lora.atomic import replacing
 from edge_lora.errors import AdapterFileError, EdgeLoraError, list_all
 from edge_lora.form_codec import MAX_AXES, MAX_ELEMENTS, Codebooks, FormReader, Tensors, encode_form
 from edge_lora.forms import VALUE_DTYPES
@@ -71,15 +71,8 @@ def write_adapter(adapter: Adapter, path: Path) -> Path:
         "tensors_sha256": hashlib.sha256(_data_section(_serialize(tensors, {}))).hexdigest(),
     }
     text = json.dumps(header, separators=(",", ":"), allow_nan=False)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(_serialize(tensors, {HEADER_KEY: text}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(_serialize(tensors, {HEADER_KEY: text}))
     return path
 
 

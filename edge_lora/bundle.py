@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
+from edge_lora.atomic import replacing
 from edge_lora.bundle_fields import (
     MAX_AXIS,
     canary,
@@ -129,9 +129,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         **manifest.extra,
     }
     path = folder / MANIFEST
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **document}, indent=1))
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(
+            json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **document}, indent=1)
+        )
     return path
 
 

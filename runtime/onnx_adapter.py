@@ -7,10 +7,10 @@ every scale is folded in.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from edge_lora.adapter import Adapter
+from edge_lora.atomic import replacing
 from edge_lora.bundle import read_manifest
 from edge_lora.errors import EngineUnavailableError, UnsupportedError, list_all
 from edge_lora.runtime.slot_arrays import slot_arrays
@@ -54,10 +54,6 @@ def to_onnx_adapter(adapter: Adapter, path: str | Path, bundle: str | Path) -> P
         {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     )
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         form.export_adapter(str(part.absolute()))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

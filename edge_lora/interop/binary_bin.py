@@ -18,7 +18,6 @@ Source: the files' writer in the code of Jie, Wang, Deng 2023, arXiv:2307.16867.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -28,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
+from edge_lora.atomic import replacing
 from edge_lora.codebook import Coded, levels_of, pack, unpack
 from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError, list_all
 from edge_lora.forms import Bottleneck, Dense, Form, LowRank, Values
@@ -243,10 +243,6 @@ def _coded_problem(values: Values, shape: tuple[int, int], bits: int) -> str:
 
 
 def _write(path: Path, blob: bytes) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(blob)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

@@ -12,7 +12,6 @@ repository, ``docs/gguf.md``.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_lora.atomic import replacing
 from edge_lora.errors import AdapterFileError
 from edge_lora.forms import VALUE_DTYPES
 
@@ -136,19 +136,12 @@ def write_gguf(path: Path, metadata: Mapping[str, str | int | float], tensors: T
         head.append(_text(name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
         head.append(struct.pack("<IQ", _TYPE_NUMBERS[array.dtype], offset))
         offset += _aligned(array.nbytes)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(b"".join(head))
-            for array in tensors.values():
-                file.write(bytes(_aligned(file.tell()) - file.tell()))
-                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(b"".join(head))
+        for array in tensors.values():
             file.write(bytes(_aligned(file.tell()) - file.tell()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        file.write(bytes(_aligned(file.tell()) - file.tell()))
     return path
 
 

@@ -12,7 +12,6 @@ entries for each weight, with one rank for all: missing ones are filled up with 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from edge_lora.adapter import Adapter, Delta
+from edge_lora.atomic import replacing
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.forms import FORM_NAMES, LowRank, Sparse, to_array, to_fp32
 from edge_lora.interop.base import BaseWeights, as_base
@@ -196,9 +196,5 @@ def _whole(number: float) -> float:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
