@@ -31,6 +31,10 @@ class BaseWeights(Protocol):
         """Return the weight of a slot, fp32, in the slot's own shape."""
         ...
 
+    def stores_transposed(self, name: str) -> bool | None:
+        """Whether the module stores (in, out) where the slot is (out, in); None if unknown."""
+        ...
+
 
 class BundleBase:
     """The weights of an exported bundle, read from its files when they are asked for."""
@@ -50,6 +54,10 @@ class BundleBase:
         slot = self.slots[name]
         stored = stored_weight(self._folder, self._manifest, slot.name)
         return np.ascontiguousarray(stored, np.float32)
+
+    def stores_transposed(self, name: str) -> bool | None:
+        """Only of a linear layer is it unknown: the graph's layout is not the module's."""
+        return None if self.slots[name].kind == "linear" else False
 
 
 def as_base(base: BaseWeights | str | Path | None) -> BaseWeights | None:

@@ -24,6 +24,7 @@ from edge_lora.interop.peft_sparse import replaced_rows
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _COPY = ".base_layer.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "word_embeddings.weight")
+_WHICH_WAY = "whether its layer stores (out, in) or, as GPT-2's, (in, out) cannot be told"
 _UNCOUNTED = "num_batches_tracked"  # of a batch norm: a counter that inference does not read
 
 
@@ -72,14 +73,26 @@ def _tokens_of(source: Source, module: str) -> object:
 
 
 def _oriented(source: Source, name: str, array: Array) -> Array:
-    """Return a saved matrix as its slot has it; GPT-2's layers store (in, out)."""
-    is_plain = source.base is None and not source.config.flag("fan_in_fan_out")
-    if array.ndim != 2 or name.endswith(_EMBEDDINGS) or is_plain:
+    """Return a saved matrix as its slot has it; GPT-2's layers store (in, out).
+
+    ``fan_in_fan_out`` is about the layers that the tuner adapts, not about saved ones.
+    """
+    if array.ndim != 2 or name.endswith(_EMBEDDINGS):
         return array
-    shape = source.slot(name).shape
-    if array.shape[0] == array.shape[1] and source.config.flag("fan_in_fan_out"):
-        raise UnsupportedError("a square matrix of a model with fan_in_fan_out: which way around?")
-    return array.T.copy() if shape == array.shape[::-1] else array
+    is_square = array.shape[0] == array.shape[1]
+    if source.base is None:
+        if is_square or source.config.flag("fan_in_fan_out"):
+            source.require_base(_WHICH_WAY)
+        return array
+    slot = source.slot(name)
+    is_transposed = source.base.stores_transposed(slot.name)
+    if is_transposed is None and is_square:
+        raise UnsupportedError(
+            f"{_WHICH_WAY}; give base=edge_lora.methods.model_base.ModelBase(model)"
+        )
+    if is_transposed is None:
+        is_transposed = array.shape != slot.shape
+    return array.T.copy() if is_transposed else array
 
 
 def _compare_copy(source: Source, name: str, array: Array) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,13 +9,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge_lora.methods.base_slots import (
-    DTYPE_NAMES,
     SlotWeight,
+    find_others,
     find_weights,
-    hash_weight,
+    slot_of,
     slot_table,
 )
-from edge_lora.slots import Slot, SlotTable
+from edge_lora.slots import SlotTable
 
 
 class ModelBase:
@@ -32,26 +31,10 @@ class ModelBase:
 
     @cached_property
     def slots(self) -> SlotTable:
-        """The slots of the model, then every other floating parameter under its torch name."""
+        """The slots of the model, then every other parameter that has an axis: norms, biases."""
         table = slot_table(self._model, self._base_id)
-        taken = {alias for slot in table.values() for alias in (slot.name, *slot.aliases)}
-        others: dict[int, Slot] = {}
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if name in taken or parameter.dtype not in DTYPE_NAMES:
-                continue
-            seen = others.get(id(parameter))
-            others[id(parameter)] = (
-                replace(seen, aliases=(*seen.aliases, name))
-                if seen
-                else Slot(
-                    name,
-                    tuple(parameter.shape),
-                    DTYPE_NAMES[parameter.dtype],
-                    hash_weight(parameter.detach().reshape(max(len(parameter), 1), -1)),
-                    "other",
-                )
-            )
-        return SlotTable([*table.values(), *others.values()], table.base_id, table.fingerprint)
+        others = [slot_of(weight) for weight in find_others(self._model).values()]
+        return SlotTable([*table.values(), *others], table.base_id, table.fingerprint)
 
     @cached_property
     def names(self) -> set[str]:
@@ -69,3 +52,8 @@ class ModelBase:
         tensor = found.tensor if found else self._model.get_parameter(name).detach()
         values: NDArray[np.float32] = tensor.float().cpu().numpy()
         return values
+
+    def stores_transposed(self, name: str) -> bool:
+        """Whether the module stores (in, out) where the slot is (out, in)."""
+        found = self._weights.get(name)
+        return found is not None and found.is_transposed

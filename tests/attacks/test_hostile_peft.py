@@ -37,6 +37,9 @@ class Base:
     def weight(self, name):
         return np.ones(self.slots[name].shape, np.float32)
 
+    def stores_transposed(self, name):
+        return None
+
 
 def write(folder, config=CONFIG, tensors=TENSORS):
     text = config if isinstance(config, str) else json.dumps(config)
@@ -309,7 +312,8 @@ def test_projections_of_any_size_are_not_drawn(tmp_path):
     config = {"peft_type": "VERA", "r": 65536, "projection_prng_key": 0}
     tensors = {f"{KEY}vera_lambda_b": B[:, 0], f"{KEY}vera_lambda_d": B[:, 0]}
     slots = SlotTable([Slot(f"{MODULE}.weight", (6, 1 << 30), "F32", "0" * 64)])
-    base = type("Wide", (), {"slots": slots, "weight": lambda self, name: None})()
+    unread = {"weight": lambda self, name: None, "stores_transposed": lambda self, name: None}
+    base = type("Wide", (), {"slots": slots, **unread})()
     with pytest.raises(UnsupportedError, match="asks for a projection"):
         from_peft(write(tmp_path, config, tensors), base=base)
 

@@ -87,6 +87,9 @@ LLAMA = {
     "LORA modules_to_save": lambda: peft.LoraConfig(
         r=4, target_modules=["q_proj"], modules_to_save=["lm_head", "input_layernorm"]
     ),
+    "LORA saved squares": lambda: peft.LoraConfig(
+        r=4, target_modules=["down_proj"], modules_to_save=["q_proj"]
+    ),
     "LORA tokens": lambda: peft.LoraConfig(
         r=4, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [9, 3, 77]}
     ),
@@ -201,6 +204,15 @@ GPT2 = {
     ),
     "LORA saved, none transposed": lambda: peft.LoraConfig(
         r=4, target_modules=["wpe"], modules_to_save=["c_fc"]
+    ),
+    "LORA saved squares": lambda: peft.LoraConfig(
+        r=4, target_modules=["mlp.c_proj"], modules_to_save=["attn.c_proj"], fan_in_fan_out=True
+    ),
+    "LORA saved squares, none transposed": lambda: peft.LoraConfig(
+        r=4, target_modules=["wpe"], modules_to_save=["attn.c_proj"]
+    ),
+    "LORA saved table": lambda: peft.LoraConfig(
+        r=4, target_modules=["c_attn"], modules_to_save=["wpe"], fan_in_fan_out=True
     ),
     "VERA": lambda: peft.VeraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True),
     "UNILORA": lambda: peft.UniLoraConfig(

@@ -151,12 +151,13 @@ def test_a_tied_pair_that_peft_keeps_tied_is_one_slot(case, tmp_path):
 
 
 def test_a_square_module_that_may_lie_either_way_is_refused(tiny_gpt2, tmp_path):
-    config = peft.LoraConfig(
-        r=2, target_modules=["c_attn"], modules_to_save=["c_proj"], fan_in_fan_out=True
-    )
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], modules_to_save=["attn.c_proj"])
     peft.get_peft_model(copy.deepcopy(tiny_gpt2), config).save_pretrained(tmp_path)
-    with pytest.raises(AdapterFileError, match=r"attn\.c_proj\.weight: a square matrix"):
-        from_peft(tmp_path, base=ModelBase(tiny_gpt2))
+    whole = ModelBase(tiny_gpt2)
+    unsure = {"weight": whole.weight, "stores_transposed": lambda self, name: None}
+    for base in (None, type("Unsure", (), {"slots": whole.slots, **unsure})()):
+        with pytest.raises(AdapterFileError, match=r"attn\.c_proj\.weight: whether its layer"):
+            from_peft(tmp_path, base=base)
 
 
 def test_the_copy_of_an_embedding_must_be_the_base_s(tiny_llama, tmp_path):
@@ -174,7 +175,8 @@ def test_a_base_without_some_slots_cannot_order_drawn_indices(tiny_llama, tmp_pa
     peft.get_peft_model(copy.deepcopy(tiny_llama), config).save_pretrained(tmp_path)
     whole = ModelBase(tiny_llama)
     part = SlotTable(list(whole.slots.values())[1:], "part", whole.slots.fingerprint)
-    base = type("Part", (), {"slots": part, "weight": whole.weight})()
+    unread = {"weight": whole.weight, "stores_transposed": whole.stores_transposed}
+    base = type("Part", (), {"slots": part, **unread})()
     with pytest.raises(UnsupportedError, match=r"(?s)save_indices=True.*leaves out"):
         from_peft(tmp_path, base=base)
 

@@ -29,6 +29,9 @@ class Base:
     def weight(self, name):
         return np.ones(self.slots[name].shape, np.float32)
 
+    def stores_transposed(self, name):
+        return None
+
 
 sizes = st.sampled_from([0, 1, 2, 3, 4, 6, 8, 10])
 arrays = st.builds(
