@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,9 +59,7 @@ def _extra(source: Source, name: str, array: Array, saved: list[str]) -> Iterato
 def _is_saved(source: Source, name: str, saved: list[str]) -> bool:
     if name.endswith(".bias") and source.config.raw.get("bias", "none") != "none":
         return True
-    return name.endswith(_EMBEDDINGS) or any(
-        re.search(rf"(^|\.|_){re.escape(module)}\.", name) for module in saved
-    )
+    return name.endswith(_EMBEDDINGS) or any(f"{module}." in name for module in saved)
 
 
 def _tokens_of(source: Source, module: str) -> object:

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_lora.errors import AdapterFileError, UnsupportedError
 from edge_lora.forms import Block, RowScale, Sparse
+from edge_lora.interop.peft_config import PeftConfig
 from edge_lora.interop.peft_source import Array, Lowered, Parts, Source, fp32, require_shape
 from edge_lora.slots import Slot
 
@@ -68,10 +69,11 @@ def ia3(source: Source) -> list[Lowered]:
         slot = source.slot(parts.weight)
         if len(slot.shape) < 2:
             raise AdapterFileError(f"the slot is {slot.shape}, no layer that IA3 adapts")
+        is_input = _scales_input(source.config, parts.module)
+        require_shape("ia3_l", gain, *_gain_shape(slot.shape, is_input))
         values = fp32(gain.reshape(-1)) - np.float32(1)
-        if source.config.selects("feedforward_modules", parts.module):
+        if is_input:
             kernel = int(np.prod(slot.shape[2:]))
-            require_shape("ia3_l", values, slot.shape[1])
             form = RowScale(np.repeat(values, kernel), axis="col")
             yield Lowered(parts.weight, slot.shape, (form,))
             return
@@ -80,12 +82,25 @@ def ia3(source: Source) -> list[Lowered]:
                 "IA3 scales the layer's bias too, and this base does not say whether there is one; "
                 "give base=edge_lora.methods.model_base.ModelBase(model)"
             )
-        require_shape("ia3_l", values, slot.shape[0])
         yield Lowered(parts.weight, slot.shape, (RowScale(values),))
         if parts.bias in base.slots:
             yield Lowered(parts.bias, (values.size,), (RowScale(values),))
 
     return source.each(convert)
+
+
+def _scales_input(config: PeftConfig, module: str) -> bool:
+    """As PEFT: a listed name matches the end of a module's, also in the middle of a word."""
+    if isinstance(config.raw.get("feedforward_modules"), str):
+        return config.selects("feedforward_modules", module)
+    return any(module.endswith(name) for name in config.names("feedforward_modules"))
+
+
+def _gain_shape(slot: tuple[int, ...], is_input: bool) -> tuple[int, ...]:
+    """Return the shape of the gain of a layer whose weight is ``slot``."""
+    if len(slot) == 2:
+        return (1, slot[1]) if is_input else (slot[0], 1)
+    return (1, slot[1] if is_input else slot[0], *[1] * (len(slot) - 2))
 
 
 def trainable_tokens(source: Source) -> list[Lowered]:

@@ -322,6 +322,8 @@ def test_projections_of_any_size_are_not_drawn(tmp_path):
     ("kind", "parts"),
     [
         ("IA3", {"ia3_l": np.ones((5, 1), np.float32)}),
+        ("IA3", {"ia3_l": np.ones((1, 6), np.float32)}),
+        ("IA3", {"ia3_l": np.ones((1, 8), np.float32)}),
         ("LOHA", {"hada_w1_a": A, "hada_w1_b": A, "hada_w2_a": B, "hada_w2_b": B}),
         ("LOHA", {f"hada_{n}": A[0] for n in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}),
         ("LOKR", {"lokr_w1": A[0], "lokr_w2": A}),

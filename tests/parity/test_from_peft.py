@@ -156,11 +156,17 @@ MIXED = {
     "LORA bias all": lambda: peft.LoraConfig(
         r=3, lora_alpha=7, target_modules=["wide"], bias="all", modules_to_save=["norm"]
     ),
+    "LORA saved by the ends of words": lambda: peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=["wide"], modules_to_save=["onv1"]
+    ),
     "LORA bias lora_only": lambda: peft.LoraConfig(
         r=3, lora_alpha=7, target_modules=["wide"], bias="lora_only"
     ),
     "IA3": lambda: peft.IA3Config(
         target_modules=["conv2", "wide", "head"], feedforward_modules=["head"]
+    ),
+    "IA3 by the ends of words": lambda: peft.IA3Config(
+        target_modules="conv2|wide|head", feedforward_modules=["2", "ead"]
     ),
     "IA3 conv input": lambda: peft.IA3Config(
         target_modules=["conv2", "wide"], feedforward_modules="conv2|wide"
