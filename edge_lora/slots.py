@@ -132,7 +132,8 @@ class SlotTable(Mapping[str, Slot]):
         """Return every reason why ``adapter`` does not fit this base; empty if it does.
 
         An unbound adapter names no base: its slots must exist with these shapes, and have these
-        hashes where it says one.
+        hashes where it says one. Without a hash it cannot be for a tensor that several modules
+        share, because other trainers adapt one of these modules alone.
         """
         problems = []
         is_bound = adapter.base.fingerprint != ""
@@ -152,6 +153,12 @@ class SlotTable(Mapping[str, Slot]):
                 problems.append(f"{name}: made for shape {delta.shape}, slot is {slot.shape}")
             if is_bound and delta.dtype != slot.dtype:
                 problems.append(f"{name}: made for dtype {delta.dtype}, slot is {slot.dtype}")
+            if not is_bound and not delta.slot_hash and slot.aliases:
+                others = ", ".join(n for n in (slot.name, *slot.aliases) if n != name)
+                problems.append(
+                    f"{name}: shares its tensor with {others}, and an adapter that names no base "
+                    "may be for one of them alone. Import it with base=, or untie them in the base"
+                )
             if delta.slot_hash and delta.slot_hash != slot.slot_hash:
                 problems.append(
                     f"{name}: trained on weight {delta.slot_hash}, slot is {slot.slot_hash}"

@@ -1,4 +1,4 @@
-"""Bind an adapter that names no base to the one that it fits."""
+"""Bind an adapter that names no base to one: the only place where an import gets its base."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def bind(adapter: Adapter, slots: SlotTable) -> Adapter:
         AdapterMismatchError: If it does not fit, or is bound to another base; lists every reason.
     """
     slots.check(adapter)
-    if adapter.base.fingerprint:
-        return adapter
+    return adapter if adapter.base.fingerprint else bound_to(adapter, slots)
+
+
+def bound_to(adapter: Adapter, slots: SlotTable) -> Adapter:
+    """Return an unbound adapter bound to a base that an importer checked it against already."""
     deltas = {
         slots[name].name: replace(delta, dtype=slots[name].dtype, slot_hash=slots[name].slot_hash)
         for name, delta in adapter.deltas.items()

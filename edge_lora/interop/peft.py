@@ -15,7 +15,8 @@ import numpy as np
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import AdapterFileError, EdgeLoraError, list_all
 from edge_lora.interop.base import BaseWeights, as_base
-from edge_lora.interop.peft_config import PeftConfig, parse_config
+from edge_lora.interop.binding import bound_to
+from edge_lora.interop.peft_config import parse_config
 from edge_lora.interop.peft_extra import extras
 from edge_lora.interop.peft_folder import read_config, read_tensors
 from edge_lora.interop.peft_low_rank import ADALORA_PARTS, LORA_PARTS, adalora, lora
@@ -102,17 +103,17 @@ def from_peft(
             raise
         raise type(error)(f"PEFT adapter '{folder}': {error}") from error
     source.problems += [f"{name}: belongs to nothing" for name in source.shared]
-    deltas = _bind(source, lowered)
+    deltas = _by_slot(source, lowered)
     if not deltas and not source.problems:
         source.problems.append("it adapts nothing")
     if source.problems:
         raise AdapterFileError(
             list_all(f"PEFT adapter '{folder}' cannot be imported", source.problems)
         )
-    return Adapter(
+    adapter = Adapter(
         name=name or folder.resolve().name,
         method=config.type.lower(),
-        base=_identity(config, weights),
+        base=BaseIdentity("", str(raw.get("base_model_name_or_path") or "")),
         deltas=deltas,
         provenance={
             "imported_from": "PEFT",
@@ -120,15 +121,10 @@ def from_peft(
             "peft_version": str(raw.get("peft_version", "")),
         },
     )
+    return adapter if weights is None else bound_to(adapter, weights.slots)
 
 
-def _identity(config: PeftConfig, base: BaseWeights | None) -> BaseIdentity:
-    if base is not None:
-        return BaseIdentity(base.slots.fingerprint, base.slots.base_id)
-    return BaseIdentity("", str(config.raw.get("base_model_name_or_path") or ""))
-
-
-def _bind(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
+def _by_slot(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
     """Return the deltas by slot; note every form that does not fit its slot."""
     by_slot: dict[str, list[Lowered]] = {}
     for item in lowered:
@@ -142,11 +138,10 @@ def _bind(source: Source, lowered: list[Lowered]) -> dict[str, Delta]:
 
 
 def _delta(source: Source, name: str, items: list[Lowered]) -> Delta:
-    if source.base is None:
-        shape, dtype, slot_hash = items[0].shape, "F32", ""
-    else:
+    shape = items[0].shape
+    if source.base is not None:
         slot = source.slot(name)
-        shape, dtype, slot_hash = slot.shape, slot.dtype, slot.slot_hash
+        shape = slot.shape
         names = {item.name for item in items}
         is_tied = names == {name, *slot.aliases} and all(_same(items[0], x) for x in items[1:])
         if slot.aliases and is_tied:
@@ -159,7 +154,7 @@ def _delta(source: Source, name: str, items: list[Lowered]) -> Delta:
         if item.shape != shape
     ]
     forms = tuple(form for item in items for form in item.forms)
-    return Delta(shape, dtype, forms, slot_hash)
+    return Delta(shape, "F32", forms)
 
 
 def _same(item: Lowered, other: Lowered) -> bool:

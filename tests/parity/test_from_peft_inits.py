@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from edge_lora import from_peft, reference
-from edge_lora.errors import AdapterFileError, EdgeLoraError, UnsupportedError
+from edge_lora.errors import AdapterFileError, AdapterMismatchError, EdgeLoraError, UnsupportedError
+from edge_lora.interop.binding import bind
 from edge_lora.interop.peft_low_rank import norms_of_sum
 from edge_lora.interop.torch_random import TorchGenerator
 from edge_lora.methods.model_base import ModelBase
@@ -117,7 +118,10 @@ def test_one_half_of_a_tied_pair_is_refused(tiny_gpt2, tmp_path):
     peft.get_peft_model(copy.deepcopy(tiny_gpt2), config).save_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match=r"shares its tensor with transformer\.wte\.weight"):
         from_peft(tmp_path, base=ModelBase(tiny_gpt2))
-    assert "lm_head.weight" in from_peft(tmp_path).deltas  # unbound, the base may not be tied
+    unbound = from_peft(tmp_path)
+    assert "lm_head.weight" in unbound.deltas  # the base may not be tied
+    with pytest.raises(AdapterMismatchError, match=r"lm_head\.weight: shares its tensor with"):
+        bind(unbound, ModelBase(tiny_gpt2).slots)
 
 
 TIED = {

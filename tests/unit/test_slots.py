@@ -79,6 +79,17 @@ def test_an_unbound_adapter_is_still_held_to_names_shapes_and_hashes():
     assert "Trained on base" not in message
 
 
+@pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
+def test_an_unbound_adapter_cannot_mean_one_of_two_tied_modules(name):
+    adapter = unbound(adapter_for(name))
+    unknown = replace(adapter, deltas={name: replace(adapter.deltas[name], slot_hash="")})
+    other = ({"embed.weight", "head.weight"} - {name}).pop()
+    with pytest.raises(AdapterMismatchError, match=f"{name}: shares its tensor with {other}"):
+        TABLE.check(unknown)
+    TABLE.check(replace(unknown, base=BaseIdentity(TABLE.fingerprint)))
+    TABLE.check(adapter)  # with the slot's hash: it was made for this very tensor
+
+
 def test_every_mismatch_is_in_one_message():
     good = adapter_for("a.q_proj.weight").deltas["a.q_proj.weight"]
     wrong_shape = adapter_for("a.k_proj.weight", shape=(2, 4)).deltas["a.k_proj.weight"]
