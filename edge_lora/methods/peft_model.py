@@ -15,6 +15,7 @@ from torch import nn
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.forms import Dense
+from edge_lora.interop.binding import bound_to
 from edge_lora.interop.peft import TYPES
 from edge_lora.interop.peft_config import MERGED_TYPES, parse_config
 from edge_lora.interop.peft_source import tied_problem
@@ -24,57 +25,78 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-def from_peft_model(model: PeftModel, name: str = "") -> Adapter:
+def from_peft_model(model: PeftModel, name: str = "", base: nn.Module | None = None) -> Adapter:
     """Return the active adapter of a PEFT model as dense deltas of its base.
 
     Args:
         model: As ``get_peft_model`` or ``PeftModel.from_pretrained`` return it, unmerged. It is
             copied, not changed.
         name: Of the adapter; by default the type's.
+        base: The model as it was before PEFT wrapped it. By default the one inside ``model``,
+            which does where the base itself was not trained: no ``bias``, no ``modules_to_save``.
 
     Returns:
-        An adapter bound to the base inside ``model``.
+        An adapter bound to the base.
 
     Raises:
         UnsupportedError: If what it does is no change of weights, if it changed the base before
-            training, or if PEFT cannot merge it; with the reason.
+            training, if the base is needed, or if PEFT cannot merge it; with the reason.
         UnknownNameError: If its type is not known here.
 
     Cost:
-        Two copies of the model, one of them in fp32.
+        Two copies of the model, one of them in fp32; with ``base`` only that one.
     """
     raw: dict[str, Any] = model.active_peft_config.to_dict()
     kind = str(getattr(raw["peft_type"], "value", raw["peft_type"]))
     parse_config({**raw, "peft_type": kind}, (*TYPES, *MERGED_TYPES))
+    if base is None:
+        _require_untrained_base(raw)
     try:
-        base = ModelBase(copy.deepcopy(model).unload())
+        before = ModelBase(copy.deepcopy(model).unload() if base is None else base)
         merged = copy.deepcopy(model).float().merge_and_unload(safe_merge=True)
     except (NotImplementedError, RuntimeError, ValueError, AttributeError) as error:
         raise UnsupportedError(f"PEFT cannot merge this {kind} adapter: {error}") from error
-    deltas = _differences(base, merged, kind)
-    return Adapter(
+    adapter = Adapter(
         name=name or kind.lower(),
         method=kind.lower(),
-        base=BaseIdentity(base.slots.fingerprint, base.slots.base_id),
-        deltas=deltas,
+        base=BaseIdentity(""),
+        deltas=_differences(before, ModelBase(merged), kind),
         provenance={"imported_from": "PEFT, merged", "peft_type": kind},
     )
+    return bound_to(adapter, before.slots)
 
 
-def _differences(base: ModelBase, merged: nn.Module, kind: str) -> dict[str, Delta]:
-    after = ModelBase(merged)
+def _require_untrained_base(config: dict[str, Any]) -> None:
+    """Refuse settings under which PEFT trains parameters of the base itself, and keeps them."""
+    trained = [
+        f"{key}={config[key]!r:.60}"
+        for key in ("bias", "modules_to_save")
+        if config.get(key) not in (None, "none", [])
+    ]
+    if trained:
+        raise UnsupportedError(
+            f"{' and '.join(trained)} trained parameters of the base, and the model no longer has "
+            "them as they were; give base=: the model before PEFT wrapped it"
+        )
+
+
+def _differences(base: ModelBase, after: ModelBase, kind: str) -> dict[str, Delta]:
+    """Return what changed by slot; raise UnsupportedError if something else did, or nothing."""
+    problems = [f"{name}: the base has no such slot" for name in sorted(after.names - base.names)]
+    problems += [f"{name}: gone from the merged model" for name in sorted(base.names - after.names)]
     deltas: dict[str, Delta] = {}
-    problems = [f"{name}: the base has no such slot" for name in after.names - base.names]
-    for slot in base.slots.values():
-        if slot.name not in after.names:
-            problems.append(f"{slot.name}: gone from the merged model")
+    for name in sorted(base.names & after.names):
+        before, merged = base.weight(name), after.weight(name)
+        if before.shape != merged.shape:
+            problems.append(f"{name}: {before.shape} in the base, {merged.shape} when merged")
+        elif np.array_equal(before, merged):
             continue
-        values = after.weight(slot.name) - base.weight(slot.name)
-        if not np.any(values):
-            continue
-        if slot.aliases:
-            problems.append(tied_problem(slot.name, slot))
-        deltas[slot.name] = Delta(slot.shape, slot.dtype, (Dense(values),), slot.slot_hash)
+        elif name not in base.slots:
+            problems.append(f"{name}: changed, and no adapter can change it")
+        elif base.slots[name].aliases:
+            problems.append(tied_problem(name, base.slots[name]))
+        else:
+            deltas[name] = Delta(before.shape, "F32", (Dense(merged - before),))
     if not deltas:
         problems.append("it changes no weight")
     if problems:

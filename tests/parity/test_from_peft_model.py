@@ -58,8 +58,8 @@ def wrapped(model, kind, **settings):
     return found
 
 
-def check(model, live, *inputs):
-    adapter = from_peft_model(live)
+def check(model, live, *inputs, **settings):
+    adapter = from_peft_model(live, **settings)
     base = ModelBase(model)
     assert not base.slots.problems(adapter)
     ours = copy.deepcopy(model)
@@ -82,6 +82,39 @@ def test_a_type_that_only_peft_reads(kind, small_llama):
 def test_a_type_that_trains_biases(mixed):
     adapter = check(mixed, wrapped(mixed, "BEFT", target_modules=["wide", "head"]), IDS % 31)
     assert sorted(adapter.deltas) == ["head.bias", "wide.bias"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "parameter"),
+    [
+        ("OFT", {"bias": "all", "oft_block_size": 4}, "conv1.bias"),
+        ("BOFT", {"bias": "boft_only", "boft_block_size": 4}, "wide.bias"),
+        ("HRA", {"modules_to_save": ["head"], "r": 2}, "head.weight"),
+        ("LORA", {"modules_to_save": ["norm"]}, "norm.weight"),
+    ],
+)
+def test_what_was_trained_of_the_base_itself_needs_the_base(kind, settings, parameter, mixed):
+    live = wrapped(mixed, kind, **{"target_modules": ["wide"], **settings})
+    with pytest.raises(UnsupportedError, match=r"of the base, .*give base="):
+        from_peft_model(live)
+    assert parameter in check(mixed, live, IDS % 31, base=mixed).deltas
+
+
+def test_one_trained_half_of_a_tied_pair_is_refused(tiny_gpt2):
+    live = wrapped(
+        tiny_gpt2,
+        "LORA",
+        target_modules=["c_attn"],
+        modules_to_save=["lm_head"],
+        fan_in_fan_out=True,
+    )
+    with pytest.raises(UnsupportedError, match=r"lm_head\.weight: shares its tensor"):
+        from_peft_model(live, base=tiny_gpt2)
+
+
+def test_another_model_is_no_base(small_llama, tiny_llama):
+    with pytest.raises(UnsupportedError, match=r"(?s)layers\.1\..*no such|gone.*in the base"):
+        from_peft_model(wrapped(small_llama, "HIRA"), base=tiny_llama)
 
 
 def test_the_live_model_is_left_as_it_was(small_llama):
