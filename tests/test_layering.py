@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "methods": {"nouns", "methods"},
     "training": {"nouns", "methods", "training"},
     "bases": {"nouns"},
+    "timeseries": {"nouns", "methods", "training", "timeseries"},
     "export": {"nouns", "methods", "export"},
     "runtime": {"nouns", "native", "runtime"},
     "demo": {"nouns", "demo", "bases", "methods", "training", "export", "runtime"},
     "cli": {
-        "nouns", "native", "methods", "training", "bases", "export", "runtime", "demo", "cli",
+        "nouns", "native", "methods", "training", "bases", "timeseries", "export", "runtime",
+        "demo", "cli",
     },
 }  # fmt: skip
 """Layer -> the layers that it may import."""

@@ -8,9 +8,11 @@ from typing import Literal, cast
 import click
 
 from edge_lora.cli.output import human_bytes, json_option, print_facts, print_json, report
+from edge_lora.cli.tasks import TaskCommand, task_option
 
 
-@click.command("export")
+@click.command("export", cls=TaskCommand)
+@task_option("What the base is for.")
 @click.option(
     "--base", default="smollm2", show_default=True, help="Base: a name, folder or GGUF file."
 )

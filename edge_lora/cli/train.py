@@ -16,10 +16,12 @@ from edge_lora.cli.output import (
     print_json,
     report,
 )
+from edge_lora.cli.tasks import TaskCommand, task_option
 from edge_lora.errors import UnsupportedError
 
 
-@click.command("train")
+@click.command("train", cls=TaskCommand)
+@task_option("What to train.")
 @click.option(
     "--base", default="smollm2", show_default=True, help="Base: a name, folder or GGUF file."
 )

@@ -1,0 +1,209 @@
+"""``edge-lora train --task forecast`` and ``edge-lora export --task forecast``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_lora.cli.output import (
+    human_bytes,
+    json_option,
+    parse_settings,
+    print_facts,
+    print_json,
+    print_table,
+    report,
+)
+from edge_lora.cli.tasks import task_option
+
+if TYPE_CHECKING:
+    from edge_lora.timeseries.compare import Result
+
+STEPS_SHOWN = 8
+_base_option = click.option(
+    "--base",
+    default="linear",
+    show_default=True,
+    help="linear, gpt2-random, gpt2-random:LAYERSxWIDTH, or the folder of a GPT-2 checkpoint.",
+)
+_window_option = click.option(
+    "--window", default=336, show_default=True, help="Rows that a forecast sees."
+)
+_horizon_option = click.option("--horizon", type=int, required=True, help="Rows that it gives.")
+
+
+@click.command("train")
+@task_option("What to train.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file.")
+@click.option("--time", help="Name of the time column. Default: the first that reads as a date.")
+@click.option(
+    "--fill",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Longest gap to fill, in rows.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "ett", "70/10/20"]),
+    default="auto",
+    show_default=True,
+    help="ett: 12, 4 and 4 months; auto: that for files with its columns.",
+)
+@_base_option
+@_window_option
+@_horizon_option
+@click.option("--method", default="rslora", show_default=True, help="See: edge-lora methods")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method.")
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--lr", type=float, help="Peak learning rate. Default: the base's.")
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--season", default=24, show_default=True, type=click.IntRange(1), help="In rows.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--name", help="Name of the adapter. Default: that of the file.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@json_option
+def train_command(
+    data: Path,
+    time: str | None,
+    fill: int,
+    split: Any,
+    base: str,
+    window: int,
+    horizon: int,
+    method: str,
+    settings: tuple[str, ...],
+    epochs: int,
+    lr: float | None,
+    batch_size: int,
+    season: int,
+    seed: int,
+    name: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train a forecasting adapter on a CSV file, and say what it is worth.
+
+    The last epoch that validation likes best is kept. Test errors are on scaled data, over all
+    windows, beside the same windows forecast without any adapter.
+
+    \b
+    edge-lora train --task forecast --data my.csv --horizon 96 -o my.safetensors
+    edge-lora train --task forecast --data my.csv --horizon 96 -o x.safetensors --fill 3
+    """
+    config = parse_settings(settings)
+    if not out.absolute().parent.is_dir():
+        raise click.UsageError(f"'{out}' cannot be written: there is no folder '{out.parent}'")
+    from edge_lora.timeseries.bases import make_base
+    from edge_lora.timeseries.compare import baselines, trained, verdict
+    from edge_lora.timeseries.series import read_series
+    from edge_lora.timeseries.training import DEFAULTS, Recipe
+    from edge_lora.timeseries.windows import cut
+
+    series = read_series(data, time, fill)
+    parts = cut(series, window, horizon, split)
+    model = make_base(base, window, horizon)
+    recipe = Recipe(
+        method=method,
+        settings=config or dict(DEFAULTS.get(method, {})),
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    report(f"training on {len(parts.train):,} windows of {len(series.columns)} channels")
+    adapter, ours = trained(model, base, parts, recipe, name or out.stem)
+    if series.filled:
+        report(f"{series.filled} missing values were filled in")
+    source = {"data": data.name, "columns": list(series.columns), "step": series.step}
+    about = {**adapter.provenance["training"], **source}
+    replace(adapter, provenance={**adapter.provenance, "training": about}).save(out)
+    report("measuring what it must beat")
+    results = [ours, *baselines(parts, season, recipe, with_no_base=base != "linear")]
+    facts = {
+        "adapter": str(out),
+        "base": base,
+        "method": method,
+        "values": ours.values,
+        "file_bytes": out.stat().st_size,
+        "base_bytes": 4 * sum(p.numel() for p in model.parameters()),
+        "split": parts.split,
+        "test_windows": ours.errors.windows,
+        "filled": series.filled,
+        "verdict": verdict(results),
+    }
+    _print(facts, results, as_json)
+
+
+@click.command("export")
+@task_option("What the base is for.")
+@_base_option
+@_window_option
+@_horizon_option
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
+)
+@json_option
+def export_command(base: str, window: int, horizon: int, out: Path, as_json: bool) -> None:
+    """Export a forecasting base to a bundle, for any number of series and channels.
+
+    Its input x is (batch, window, channels), its output (batch, horizon, channels), in any unit:
+    normalisation is inside.
+
+    \b
+    edge-lora export --task forecast --horizon 96 -o forecast-bundle
+    """
+    import torch
+
+    from edge_lora.export import export_bundle
+    from edge_lora.timeseries.bases import make_base
+
+    model = make_base(base, window, horizon)
+    manifest = export_bundle(
+        model,
+        out,
+        example_inputs={"x": torch.randn(3, window, 2, generator=torch.Generator().manual_seed(0))},
+        dynamic_shapes={"x": {0: "batch", 2: "channels"}},
+        slot_names=model.slots,
+        base_id=model.id,
+    )
+    facts = {
+        "bundle": str(out),
+        "base": manifest.base_id,
+        "base_fingerprint": manifest.fingerprint,
+        "slots": len(manifest.stored),
+        "size": human_bytes(sum(record.size for record in manifest.files.values())),
+        "largest_relative_error": dict(manifest.parity),
+    }
+    print_json(facts) if as_json else print_facts(facts)
+
+
+def _print(facts: dict[str, Any], results: list[Result], as_json: bool) -> None:
+    rows = [
+        {"forecast": r.name, "values": r.values, "mse": r.errors.mse, "mae": r.errors.mae}
+        for r in results
+    ]
+    ours = results[0].errors
+    steps = [
+        {"step": i + 1, "mse": float(ours.mse_by_step[i]), "mae": float(ours.mae_by_step[i])}
+        for i in range(len(ours.mse_by_step))
+    ]
+    if as_json:
+        fit = results[0].fit
+        curves = asdict(fit) if fit is not None else None
+        print_json({**facts, "test": rows, "by_step": steps, "training": curves})
+        return
+    shown = {key: value for key, value in facts.items() if key != "verdict"}
+    shown["file_bytes"] = human_bytes(facts["file_bytes"])
+    shown["base_bytes"] = human_bytes(facts["base_bytes"])
+    print_facts({key.replace("_", " "): value for key, value in shown.items()})
+    table = [[r["forecast"], r["values"], f"{r['mse']:.4f}", f"{r['mae']:.4f}"] for r in rows]
+    print_table(["forecast", "values", "test MSE", "test MAE"], table, "errors on scaled data")
+    stride = max(1, -(-len(steps) // STEPS_SHOWN))
+    some = steps[stride - 1 :: stride]
+    table = [[s["step"], f"{s['mse']:.4f}", f"{s['mae']:.4f}"] for s in some]
+    print_table(["steps ahead", "test MSE", "test MAE"], table, "of the adapter, by step")
+    click.echo(facts["verdict"])

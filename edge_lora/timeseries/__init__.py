@@ -1,0 +1,1 @@
+"""Forecasting: series from CSV files, windows and splits, bases, baselines, training."""

@@ -1,0 +1,124 @@
+"""An adapter beside what it must beat, on the same windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from edge_lora import reference
+from edge_lora.adapter import Adapter
+from edge_lora.methods import find_weights
+from edge_lora.timeseries import baselines as rules
+from edge_lora.timeseries.bases import LinearForecaster
+from edge_lora.timeseries.forecaster import Forecaster
+from edge_lora.timeseries.metrics import Errors, measure
+from edge_lora.timeseries.training import DEFAULTS, Recipe, fit, predictor
+from edge_lora.timeseries.windows import Parts, Windows
+from edge_lora.training import TrainReport
+
+NO_BASE = "no base: low-rank linear"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One row of the comparison.
+
+    Attributes:
+        name: Of what forecast.
+        values: Numbers that were fitted.
+        errors: On the test windows.
+        fit: Curves, if it was trained.
+    """
+
+    name: str
+    values: int
+    errors: Errors
+    fit: TrainReport | None = None
+
+
+def trained(
+    base: Forecaster, base_name: str, parts: Parts, recipe: Recipe, name: str, dtype: str = "F16"
+) -> tuple[Adapter, Result]:
+    """Train an adapter on ``base`` and measure what is stored; the base is clean again afterwards.
+
+    Args:
+        base: Its weights are not changed.
+        base_name: What ``make_base`` knows it by.
+        parts: Windows of its window and horizon.
+        recipe: How to train.
+        name: Of the adapter.
+        dtype: Of the stored values.
+    """
+    attached, curves = fit(base, parts, recipe)
+    values, adapter = attached.parameter_count, attached.lower(name, dtype)
+    attached.detach()
+    about = {
+        "task": "forecast",
+        "base": base_name,
+        "window": base.window,
+        "horizon": base.horizon,
+        "epochs": recipe.epochs,
+        "lr": recipe.lr or base.lr,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+    }
+    adapter = replace(adapter, provenance={**adapter.provenance, "training": about})
+    title = f"adapter ({recipe.method} on {base_name})"
+    return adapter, Result(title, values, measure_adapter(base, adapter, parts.test), curves)
+
+
+def measure_adapter(base: Forecaster, adapter: Adapter, windows: Windows) -> Errors:
+    """Return the errors of ``base`` with the adapter in its weights, which come back afterwards."""
+    weights = find_weights(base)
+    kept = {name: weights[name].tensor.clone() for name in adapter.deltas}
+    try:
+        for name, delta in adapter.deltas.items():
+            terms = [(form, adapter.alpha) for form in delta.forms]
+            merged = reference.apply(kept[name].numpy(), terms)  # type: ignore[arg-type]
+            weights[name].tensor.copy_(torch.from_numpy(merged))
+        return measure(predictor(base), windows)
+    finally:
+        for name, weight in kept.items():
+            weights[name].tensor.copy_(weight)
+
+
+def baselines(parts: Parts, season: int, recipe: Recipe, with_no_base: bool) -> list[Result]:
+    """Measure rules without parameters, the full linear map and, if asked, the no-base line.
+
+    The no-base line is this project's default adapter on the ``linear`` base.
+    """
+    window, horizon = parts.train.window, parts.train.horizon
+    full, values = rules.linear(parts)
+    found = [
+        Result("last value", 0, measure(rules.last_value(horizon), parts.test)),
+        Result(f"seasonal ({season})", 0, measure(rules.seasonal(horizon, season), parts.test)),
+        Result("full linear", values, measure(full, parts.test)),
+    ]
+    if with_no_base:
+        plain = Recipe(settings=dict(DEFAULTS["rslora"]), epochs=recipe.epochs, seed=recipe.seed)
+        _, line = trained(LinearForecaster(window, horizon), "linear", parts, plain, "no-base")
+        found.append(replace(line, name=NO_BASE))
+    return found
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """Say plainly what beats the first of ``results``; the no-base line comes first."""
+    ours, others = results[0], results[1:]
+    better = sorted((r for r in others if r.errors.mse <= ours.errors.mse), key=_mse)
+    line = next((r for r in others if r.name == NO_BASE), None)
+    if line is not None and line in better:
+        return (
+            f"The base does not help: without any base, a low-rank linear map of {line.values:,} "
+            f"values reaches test MSE {line.errors.mse:.4f}, this adapter of {ours.values:,} "
+            f"values {ours.errors.mse:.4f}."
+        )
+    if better:
+        told = ", ".join(f"{r.name} ({r.errors.mse:.4f}, {r.values:,} values)" for r in better)
+        return f"Test MSE {ours.errors.mse:.4f} with {ours.values:,} values. Not beaten: {told}."
+    return f"Test MSE {ours.errors.mse:.4f} with {ours.values:,} values, the best of the table."
+
+
+def _mse(result: Result) -> float:
+    return result.errors.mse

@@ -1,0 +1,230 @@
+"""Regular series from CSV files: one time column, every other column a channel.
+
+A forecast needs rows at equal steps. What breaks that (a gap, a step back, a value that is missing
+or is no number) is refused with its line; short gaps can be filled in straight lines on request.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora.errors import EdgeLoraError, list_all
+
+TIME_FORMATS = ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:%M")
+"""Tried after ISO 8601."""
+STEP_TOLERANCE = 1e-6  # relative: times may be rounded decimals
+
+
+class SeriesError(EdgeLoraError, ValueError):
+    """A series, or what was asked of it, is not fit for forecasting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Channels over time at equal steps.
+
+    Attributes:
+        values: (rows, channels) fp32, finite.
+        columns: Name of each channel.
+        step: Seconds between rows.
+        filled: How many values were filled in.
+    """
+
+    values: NDArray[np.float32]
+    columns: tuple[str, ...]
+    step: float
+    filled: int = 0
+
+
+def read_series(path: str | Path, time: str | None = None, fill: int = 0) -> Series:
+    """Read a CSV file with a head line, a time column and number columns.
+
+    Args:
+        path: The file, UTF-8.
+        time: Name of the time column: dates, or seconds. Default: the first column that reads as
+            a date in the first row.
+        fill: Longest gap, in rows, to fill by straight lines: missing values and missing rows.
+
+    Raises:
+        SeriesError: Anything that keeps the file from being a regular series; lists all with lines.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SeriesError(f"'{path}' is not a readable CSV file: {error}") from error
+    if len(rows) < 3:
+        raise SeriesError(f"'{path}' has no head line with two rows of numbers below it")
+    (_, head), *body = rows
+    at = _time_column(path, head, body[0], time)
+    problems: list[str] = []
+    lines, times, values = _parse(head, body, at, problems)
+    _refuse(path, problems)
+    step = float(np.median(np.diff(times)))
+    values, lines = _regular(lines, times, values, step, fill, problems)
+    _refuse(path, problems)
+    columns = tuple(name for i, name in enumerate(head) if i != at)
+    filled = _fill_values(values, columns, lines, fill, problems)
+    _refuse(path, problems)
+    return Series(values.astype(np.float32), columns, step, filled)
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise SeriesError(list_all(f"'{path}' is not a regular series", problems))
+
+
+def _time_column(
+    path: Path, head: list[str], first: tuple[int, list[str]], time: str | None
+) -> int:
+    if time is not None:
+        if time not in head:
+            raise SeriesError(f"'{path}' has no column {time!r}. It has: {', '.join(head)}")
+        return head.index(time)
+    line, row = first
+    for at, text in enumerate(row[: len(head)]):
+        if _date(text) is not None:
+            return at
+    raise SeriesError(
+        f"'{path}', line {line}: no column reads as a date ({', '.join(row)}). "
+        "If times are seconds, name their column"
+    )
+
+
+def _date(text: str) -> datetime | None:
+    text = text.strip()
+    if text.isdecimal():
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    for style in TIME_FORMATS:
+        try:
+            return datetime.strptime(text, style)
+        except ValueError:
+            continue
+    return None
+
+
+_EPOCH = datetime(1970, 1, 1)
+
+
+def _seconds(text: str) -> float | None:
+    """Return a time in seconds; local times count as they stand, without summer time."""
+    date = _date(text)
+    if date is not None:
+        return (
+            date.replace(tzinfo=None) - _EPOCH - (date.utcoffset() or timedelta())
+        ).total_seconds()
+    number = _number(text)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _number(text: str) -> float | None:
+    """Return a value, NaN where it is missing, None where it is no number."""
+    text = text.strip()
+    if text.lower() in ("", "na", "n/a", "nan", "null", "none"):
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _parse(
+    head: list[str], body: Sequence[tuple[int, list[str]]], at: int, problems: list[str]
+) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """Return line, time and values of every row; values may be NaN."""
+    if len(head) < 2:
+        problems.append("line 1: there is no column of numbers beside the time")
+    lines, times, values = [], [], []
+    for line, row in body:
+        if len(row) != len(head):
+            problems.append(f"line {line}: {len(row)} columns, the head line has {len(head)}")
+            continue
+        when = _seconds(row[at])
+        if when is None:
+            problems.append(f"line {line}: {row[at]!r} in column {head[at]!r} is not a time")
+            continue
+        numbers = []
+        for name, text in zip(head, row, strict=True):
+            if name == head[at] and text is row[at]:
+                continue
+            number = _number(text)
+            if number is None or math.isinf(number):
+                problems.append(f"line {line}: {text!r} in column {name!r} is not a number")
+            numbers.append(math.nan if number is None else number)
+        lines.append(line)
+        times.append(when)
+        values.append(numbers)
+    return lines, np.array(times), np.array(values, np.float64)
+
+
+def _regular(
+    lines: list[int],
+    times: NDArray[np.float64],
+    values: NDArray[np.float64],
+    step: float,
+    fill: int,
+    problems: list[str],
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Put rows of NaN into gaps of at most ``fill`` rows; name every other irregular step."""
+    gaps = np.diff(times)
+    problems += [
+        f"line {lines[i + 1]}: its time is not after that of line {lines[i]}"
+        for i in np.flatnonzero(gaps <= 0)
+    ]
+    if problems:
+        return values, lines
+    missing = np.rint(gaps / step).astype(np.int64) - 1
+    uneven = np.abs(gaps - (missing + 1) * step) > STEP_TOLERANCE * step
+    for i in np.flatnonzero(uneven | (missing > fill)):
+        told = f"line {lines[i + 1]}: {gaps[i]:g} s after line {lines[i]}, usual is {step:g} s"
+        if not uneven[i]:
+            told += f" ({missing[i]} rows missing; the longest gap to fill is {fill})"
+        problems.append(told)
+    if problems or not missing.any():
+        return values, lines
+    places = np.concatenate([[0], np.cumsum(missing + 1)])
+    wider = np.full((int(places[-1]) + 1, values.shape[1]), np.nan)
+    wider[places] = values
+    spread = np.interp(np.arange(len(wider)), places, lines).astype(int).tolist()
+    return wider, spread
+
+
+def _fill_values(
+    values: NDArray[np.float64],
+    columns: Sequence[str],
+    lines: Sequence[int],
+    fill: int,
+    problems: list[str],
+) -> int:
+    """Fill runs of NaN in place where they are inside and short; name the others."""
+    filled = 0
+    rows = np.arange(len(values))
+    for channel, name in enumerate(columns):
+        column = values[:, channel]
+        gone = np.isnan(column)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], gone, [False]]).astype(np.int8)))
+        for start, end in edges.reshape(-1, 2):
+            if end - start > fill or start == 0 or end == len(values):
+                last = f" to line {lines[end - 1]}" if end - start > 1 else ""
+                where = f"line {lines[start]}{last}"
+                problems.append(
+                    f"{where}: no value in column {name!r} ({end - start} rows; fill is {fill})"
+                )
+        if gone.any() and not problems:
+            column[gone] = np.interp(rows[gone], rows[~gone], column[~gone])
+            filled += int(gone.sum())
+    return filled
