@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from edge_lora.errors import AdapterFileError, UnknownNameError, UnsupportedError, list_all
+from edge_lora.interop.name_pattern import Budget, Pattern, PatternTable, ends_of
 
 CHECKED_WITH = (0, 21)
 """The newest PEFT whose files were compared; a newer one may have settings that matter."""
 MAX_RANK = 1 << 16
-MAX_PATTERN = 256
-_MAX_REPEATS = 2  # a name of n characters takes n ** 3 steps at worst
-_MAX_REPEATING = 64
-_GROUP_REPEATED = re.compile(r"\)[*+{]")
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
+MAX_NAMES = 1 << 16
 
 PROMPT_TYPES = (
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING",
@@ -56,10 +55,22 @@ class PeftConfig:
     Attributes:
         raw: The whole JSON object.
         type: ``peft_type``.
+        budget: Of steps, for matching its patterns.
     """
 
     raw: dict[str, Any]
     type: str
+    budget: Budget = field(default_factory=Budget)
+
+    @cached_property
+    def ranks(self) -> PatternTable:
+        """Ranks by patterns of module names."""
+        return self._table("rank_pattern")
+
+    @cached_property
+    def alphas(self) -> PatternTable:
+        """Alphas by patterns of module names."""
+        return self._table("alpha_pattern")
 
     def flag(self, key: str) -> bool:
         """Return a switch; missing is off."""
@@ -82,37 +93,33 @@ class PeftConfig:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise AdapterFileError(f"config: {key!r} is {value!r:.40}, must be a list of names")
+        if len(value) > MAX_NAMES:
+            raise AdapterFileError(f"config: {key!r} has {len(value)} names, over {MAX_NAMES}")
         return value
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module: of the first pattern that matches its end, or ``r``."""
-        found = self._by_pattern("rank_pattern", module, self.raw.get("r"))
+        found = self.ranks.get(module, self.raw.get("r"))
         return _natural(found, f"config: rank of {module}", MAX_RANK)
 
     def alpha_of(self, module: str, key: str = "lora_alpha") -> float:
         """Return the alpha of a module: of the first pattern that matches its end, or ``key``."""
-        found = self._by_pattern("alpha_pattern", module, self.raw.get(key))
+        found = self.alphas.get(module, self.raw.get(key))
         return _number(found, f"config: alpha of {module}")
 
-    def selects(self, key: str, module: str) -> bool:
-        """Whether the names or the regular expression under ``key`` select a module."""
+    def selector(self, key: str) -> Callable[[str], bool]:
+        """Return whether the names or the regular expression under ``key`` select a module."""
         value = self.raw.get(key)
         if isinstance(value, str):
-            return re.fullmatch(_safe_pattern(value), module) is not None
-        return any(module == name or module.endswith(f".{name}") for name in self.names(key))
+            return Pattern(value, self.budget).fullmatch
+        names = set(self.names(key))
+        return lambda module: any(end in names for end in ends_of(module))
 
-    def _by_pattern(self, key: str, module: str, default: object) -> object:
+    def _table(self, key: str) -> PatternTable:
         patterns = self.raw.get(key) or {}
         if not isinstance(patterns, dict):
             raise AdapterFileError(f"config: {key!r} is {patterns!r:.40}, must be an object")
-        if sum(_REPEAT.search(pattern) is not None for pattern in patterns) > _MAX_REPEATING:
-            raise AdapterFileError(
-                f"config: {key!r} has over {_MAX_REPEATING} patterns with * or +"
-            )
-        for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({_safe_pattern(pattern)})$", module):
-                return value
-        return default
+        return PatternTable(patterns, key, self.budget)
 
 
 def parse_config(raw: dict[str, Any], supported: tuple[str, ...]) -> PeftConfig:
@@ -147,7 +154,13 @@ def parse_config(raw: dict[str, Any], supported: tuple[str, ...]) -> PeftConfig:
     if problems:
         raise UnsupportedError(list_all(f"this {kind} adapter cannot be imported", problems))
     _warn_of_newer(raw.get("peft_version"))
-    return PeftConfig(raw, kind)
+    return _compiled(PeftConfig(raw, kind))
+
+
+def _compiled(config: PeftConfig) -> PeftConfig:
+    """Return ``config``; raises AdapterFileError if one of its patterns is refused."""
+    _ = config.ranks, config.alphas
+    return config
 
 
 def _warn_of_newer(version: object) -> None:
@@ -177,25 +190,6 @@ def _refusal_of_type(kind: str, supported: tuple[str, ...]) -> Exception:
         f"Through PEFT and a torch model: {', '.join(MERGED_TYPES)}. "
         f"Not supported, they change no weight: {', '.join((*PROMPT_TYPES, *ROUTED_TYPES))}"
     )
-
-
-def _safe_pattern(pattern: str) -> str:
-    """Return a regular expression that cannot take forever; raise AdapterFileError if it could."""
-    too_wild = (
-        len(pattern) > MAX_PATTERN
-        or _GROUP_REPEATED.search(pattern) is not None
-        or len(_REPEAT.findall(pattern)) > _MAX_REPEATS
-    )
-    if too_wild:
-        raise AdapterFileError(
-            f"config: pattern {pattern!r:.60} is too costly to match (at most {MAX_PATTERN} "
-            f"characters and {_MAX_REPEATS} repetitions, none of a group)"
-        )
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise AdapterFileError(f"config: pattern {pattern!r:.60}: {error}") from error
-    return pattern
 
 
 def _number(value: object, what: str) -> float:

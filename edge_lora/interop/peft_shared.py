@@ -201,12 +201,9 @@ def _targeted(source: Source) -> list[str]:
     if problems:
         title = "which layers its indices belong to cannot be told; save with save_indices=True"
         raise UnsupportedError(list_all(title, problems))
-    return [
-        slot.name.removesuffix(".weight")
-        for slot in base.slots.values()
-        if slot.kind == "linear"
-        and source.config.selects("target_modules", slot.name.removesuffix(".weight"))
-    ]
+    is_targeted = source.config.selector("target_modules")
+    linear = [slot.name for slot in base.slots.values() if slot.kind == "linear"]
+    return [module for module in (n.removesuffix(".weight") for n in linear) if is_targeted(module)]
 
 
 def _matrix_shapes(source: Source) -> dict[str, tuple[int, int]]:

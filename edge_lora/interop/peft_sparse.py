@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -62,6 +62,7 @@ def _flat(indices: Array, shape: tuple[int, ...]) -> Array:
 def ia3(source: Source) -> list[Lowered]:
     """Return the RowScale forms of every IA3 module."""
     base = source.require_base(_SHAPES)
+    scales_input = _selector_of_inputs(source.config)
     names_biases = any(slot.kind == "other" for slot in base.slots.values())
 
     def convert(parts: Parts) -> Iterator[Lowered]:
@@ -69,7 +70,7 @@ def ia3(source: Source) -> list[Lowered]:
         slot = source.slot(parts.weight)
         if len(slot.shape) < 2:
             raise AdapterFileError(f"the slot is {slot.shape}, no layer that IA3 adapts")
-        is_input = _scales_input(source.config, parts.module)
+        is_input = scales_input(parts.module)
         require_shape("ia3_l", gain, *_gain_shape(slot.shape, is_input))
         values = fp32(gain.reshape(-1)) - np.float32(1)
         if is_input:
@@ -89,11 +90,12 @@ def ia3(source: Source) -> list[Lowered]:
     return source.each(convert)
 
 
-def _scales_input(config: PeftConfig, module: str) -> bool:
+def _selector_of_inputs(config: PeftConfig) -> Callable[[str], bool]:
     """As PEFT: a listed name matches the end of a module's, also in the middle of a word."""
     if isinstance(config.raw.get("feedforward_modules"), str):
-        return config.selects("feedforward_modules", module)
-    return any(module.endswith(name) for name in config.names("feedforward_modules"))
+        return config.selector("feedforward_modules")
+    names = tuple(config.names("feedforward_modules"))
+    return lambda module: module.endswith(names)
 
 
 def _gain_shape(slot: tuple[int, ...], is_input: bool) -> tuple[int, ...]:

@@ -90,12 +90,22 @@ with_config = {
     "alpha pattern is text": ({**CONFIG, "alpha_pattern": {"q": "8"}}, "'8', must be a number"),
     "pattern is a list": ({**CONFIG, "rank_pattern": [1]}, "'rank_pattern' is [1]"),
     "pattern is no regex": ({**CONFIG, "rank_pattern": {"(": 2}}, "pattern '('"),
-    "pattern explodes": ({**CONFIG, "rank_pattern": {"(.+)+x": 2}}, "too costly"),
-    "pattern of many stars": ({**CONFIG, "rank_pattern": {".*" * 20 + "x": 2}}, "too costly"),
-    "many patterns of stars": (
-        {**CONFIG, "rank_pattern": {f".*{i}": 2 for i in range(99)}}, "over 64 patterns",
+    "pattern looks around": ({**CONFIG, "rank_pattern": {"(?=q)q": 2}}, "is not understood"),
+    "pattern looks back": ({**CONFIG, "rank_pattern": {r"(q)\1": 2}}, "is not understood"),
+    "pattern nests": ({**CONFIG, "rank_pattern": {"(" * 99 + ")" * 99: 2}}, "deeper than 20"),
+    "pattern repeats nothing": ({**CONFIG, "rank_pattern": {"q**": 2}}, "nothing to repeat"),
+    "pattern is backwards": ({**CONFIG, "rank_pattern": {"[z-a]q": 2}}, "bad character range"),
+    "pattern is huge": ({**CONFIG, "rank_pattern": {"((q{99}){99}){99}": 2}}, "too large"),
+    "pattern of nothing, often": (
+        {**CONFIG, "rank_pattern": {"((){9999999999}){9999999999}": 2}}, "too large",
     ),
-    "pattern is long": ({**CONFIG, "alpha_pattern": {"q" * 999: 2}}, "too costly"),
+    "many patterns of stars": (
+        {**CONFIG, "rank_pattern": {f".*{i}": 2 for i in range(999)}}, "over 256 patterns",
+    ),
+    "patterns without end": (
+        {**CONFIG, "rank_pattern": {str(i): 2 for i in range(70_000)}}, "over 65536 patterns",
+    ),
+    "pattern is long": ({**CONFIG, "alpha_pattern": {"(q)" * 99: 2}}, "over 256 characters"),
     "flag is text": ({**CONFIG, "use_rslora": "no"}, "'use_rslora' is 'no'"),
     "saved modules are text": (
         {**CONFIG, "modules_to_save": "head"}, "'modules_to_save' is 'head'",
@@ -123,6 +133,43 @@ def test_a_bad_config_is_refused(case, tmp_path):
     with pytest.raises(AdapterFileError, match=f"(?s){pattern}"):
         from_peft(tmp_path)
     assert time.perf_counter() - begin < 1
+
+
+LONG = "layers.0." + "q" * 190
+EXPLODING = {
+    "nested": "(.+)+x",
+    "many stars": ".*" * 80 + "x",
+    "optional": "q?" * 100 + "q" * 50 + "x",
+    "alternatives": "(q|q)" * 40 + "x",
+    "nested alternatives": "(q|qq?|x|)" * 20 + "x",
+    "counted": "(q{1,20}){1,20}x",
+}
+
+
+@pytest.mark.parametrize("case", EXPLODING)
+def test_a_pattern_that_explodes_elsewhere_is_matched(case, tmp_path):
+    key = f"base_model.model.{LONG}."
+    tensors = {f"{key}lora_A.weight": A, f"{key}lora_B.weight": B}
+    patterns = {EXPLODING[case]: 7, f"{EXPLODING[case][:-1]}q+": 3}
+    write(tmp_path, {**CONFIG, "alpha_pattern": patterns}, tensors)
+    begin = time.perf_counter()
+    adapter = from_peft(tmp_path)
+    assert time.perf_counter() - begin < 1
+    assert adapter.deltas[f"{LONG}.weight"].forms[0].scale == 3 / 2
+
+
+def test_steps_are_counted_over_all_patterns_and_names(tmp_path):
+    tensors = {
+        f"base_model.model.{n}.{'q.' * 100}{part}": array
+        for n in range(400)
+        for part, array in (("lora_A.weight", A), ("lora_B.weight", B))
+    }
+    patterns = {f"({'.*' * 60}){n}": 2 for n in range(250)}
+    write(tmp_path, {**CONFIG, "rank_pattern": patterns}, tensors)
+    begin = time.perf_counter()
+    with pytest.raises(AdapterFileError, match="too costly"):
+        from_peft(tmp_path)
+    assert time.perf_counter() - begin < 10  # a few seconds; unbounded it would be minutes
 
 
 with_tensors = {
