@@ -80,6 +80,8 @@ def output_of(output: Any) -> Tensor:  # noqa: ANN401  (what a module returned)
 
 def with_output(output: Any, y: Tensor) -> Any:  # noqa: ANN401
     """Return what a module returned, with ``y`` in place of ``output_of``."""
+    if isinstance(output, tuple) and hasattr(output, "_replace"):  # a NamedTuple
+        return type(output)(y, *output[1:])
     if isinstance(output, tuple | list):
         return type(output)([y, *output[1:]])
     return y

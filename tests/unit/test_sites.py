@@ -1,5 +1,7 @@
 """Sites: names, widths and pairs, read off a model without running it."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,13 @@ from edge_lora.methods.sites import (
     output_of,
     with_output,
 )
+
+
+class Pair(NamedTuple):
+    """What some modules return."""
+
+    hidden: torch.Tensor
+    other: int
 
 
 class Block(nn.Module):
@@ -92,3 +101,10 @@ def test_outputs_in_a_tuple_keep_their_company():
     y = torch.zeros(2)
     assert with_output((y, "weights"), y + 1)[1] == "weights"
     assert torch.equal(output_of(with_output((y, "weights"), y + 1)), y + 1)
+
+
+def test_a_named_tuple_stays_one():
+    found = with_output(Pair(torch.zeros(2), 3), torch.ones(2))
+    assert type(found) is Pair
+    assert found.hidden.tolist() == [1, 1]
+    assert found.other == 3
