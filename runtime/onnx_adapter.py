@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_lora.adapter import Adapter
 from edge_lora.atomic import replacing
 from edge_lora.bundle import read_manifest
-from edge_lora.errors import EngineUnavailableError, UnsupportedError, list_all
+from edge_lora.errors import EngineUnavailableError
 from edge_lora.runtime.slot_arrays import slot_arrays
 
 
@@ -22,23 +22,16 @@ def to_onnx_adapter(adapter: Adapter, path: str | Path, bundle: str | Path) -> P
     Args:
         adapter: Bound to the bundle's base, or unbound.
         path: File to write, atomically.
-        bundle: Exported with slots as inputs.
+        bundle: Exported with slots or sites as inputs.
 
     Raises:
         AdapterMismatchError: If the adapter does not fit the bundle.
-        UnsupportedError: If the bundle lacks inputs for it, a form runs fused only, or it has
-            bottlenecks; lists every slot.
+        UnsupportedError: If the bundle lacks inputs for it, or a form runs fused only; lists every
+            slot.
         EngineUnavailableError: If ONNX Runtime is not installed.
     """
     manifest = read_manifest(bundle)
     manifest.slots.check(adapter)
-    sites = [name for name in adapter.deltas if manifest.slots[name].kind == "site"]
-    if sites:
-        title = (
-            f"adapter {adapter.name!r} cannot be a .onnx_adapter: a truth value switches its "
-            "bottlenecks, and ONNX Runtime takes none from an adapter"
-        )
-        raise UnsupportedError(list_all(title, sites))
     arrays = slot_arrays(adapter, manifest)
     try:
         from onnxruntime import AdapterFormat, OrtValue
