@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_lora.codebook import Coded
 from edge_lora.errors import ShapeError, list_all
-from edge_lora.forms import Bottleneck, Form, form_nbytes, is_replacing, problems_of
+from edge_lora.forms import FORM_NAMES, Bottleneck, Form, form_nbytes, is_replacing, problems_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Delta:
     dtype: str
     forms: tuple[Form, ...]
     slot_hash: str = ""
+
+    @property
+    def form_names(self) -> tuple[str, ...]:
+        """What each form is called in a file."""
+        return tuple(FORM_NAMES[type(form)] for form in self.forms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,6 +55,8 @@ class DeltaLike(Protocol):
     def dtype(self) -> str: ...  # noqa: D102
     @property
     def slot_hash(self) -> str: ...  # noqa: D102
+    @property
+    def form_names(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 class AdapterLike(Protocol):
@@ -163,6 +165,10 @@ class SlotTable(Mapping[str, Slot]):
                 problems.append(
                     f"{name}: trained on weight {delta.slot_hash}, slot is {slot.slot_hash}"
                 )
+            is_site = slot.kind == "site"
+            if is_site != ("bottleneck" in delta.form_names):
+                place, forms = "a site" if is_site else "a weight", "+".join(delta.form_names)
+                problems.append(f"{name}: is {place}, which takes no {forms}")
         return problems
 
     def _hint(self, name: str) -> str:

@@ -15,15 +15,12 @@ from edge_lora.adapter import Adapter, BaseIdentity
 from edge_lora.adapter_file import DEFAULT_DTYPE
 from edge_lora.errors import (
     AdapterFileError,
-    AdapterMismatchError,
     EdgeLoraError,
     UnsupportedError,
-    list_all,
 )
 from edge_lora.forms import LowRank
 from edge_lora.native import AdapterFile, Image, Patch
 from edge_lora.runtime.cache import cache_folder, cache_key, trim
-from edge_lora.slots import SlotTable
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class SlotHeader:
     shape: tuple[int, ...]
     dtype: str
     slot_hash: str
-    forms: tuple[str, ...]
+    form_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class LoadedAdapter:
     @property
     def has_bottleneck(self) -> bool:
         """Whether part of it stands at sites, beside the weights."""
-        return any("bottleneck" in delta.forms for delta in self.deltas.values())
+        return any("bottleneck" in delta.form_names for delta in self.deltas.values())
 
     @cached_property
     def file_hash(self) -> str:
@@ -160,19 +157,6 @@ def load(path: Path, name: str | None = None) -> LoadedAdapter:
     """Read and check one adapter file; ``name`` is by default the one in the file."""
     header = json.loads(read_file(path).header)
     return LoadedAdapter(name or str(header["name"]), path, header)
-
-
-def require_places(adapter: LoadedAdapter, slots: SlotTable) -> None:
-    """Raise AdapterMismatchError unless bottlenecks stand at sites, and all else at weights."""
-    problems = []
-    for name, delta in adapter.deltas.items():
-        is_site = slots[name].kind == "site"
-        if is_site != ("bottleneck" in delta.forms):
-            place, forms = "a site" if is_site else "a weight", "+".join(delta.forms)
-            problems.append(f"{name}: is {place}, which takes no {forms}")
-    if problems:
-        title = f"adapter {adapter.name!r} does not fit base {slots.base_id!r}"
-        raise AdapterMismatchError(list_all(title, problems))
 
 
 def unbound(adapter: LoadedAdapter, base_id: str) -> str:

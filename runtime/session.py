@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
-from edge_lora.runtime.adapters import LoadedAdapter, load, require_places, unbound
+from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.canary import canary_feeds
@@ -235,7 +235,6 @@ class Session:
                     "or delete_adapter() it first"
                 )
             self.manifest.slots.check(loaded)
-            require_places(loaded, self.manifest.slots)
             if not loaded.base.fingerprint:
                 warnings.warn(unbound(loaded, self.manifest.base_id), stacklevel=2)
             try:

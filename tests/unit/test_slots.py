@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge_lora import Adapter, BaseIdentity, Delta, Dense, Slot, SlotTable
+from edge_lora import Adapter, BaseIdentity, Bottleneck, Delta, Dense, LowRank, Slot, SlotTable
 from edge_lora.errors import AdapterMismatchError, UnknownNameError
 from edge_lora.slots import fingerprint_of, match_names
 
@@ -144,3 +144,13 @@ def test_a_pattern_without_a_match_suggests_close_names():
     message = str(caught.value)
     assert "pattern '*.q_projj' matches none of 4 slots" in message
     assert "'q_proj' (2)" in message
+
+
+@pytest.mark.parametrize(("kind", "place"), [("linear", "a weight"), ("site", "a site")])
+def test_a_form_in_the_wrong_place_does_not_fit(kind, place):
+    values = np.ones((1, 2), np.float32)
+    form = LowRank(values, values) if kind == "site" else Bottleneck(values, values.T)
+    table = SlotTable([Slot("w", (2, 2), "F32", "", kind)])
+    adapter = Adapter("x", "x", BaseIdentity(""), {"w": Delta((2, 2), "F32", (form,))})
+    (problem,) = table.problems(adapter)
+    assert problem.startswith(f"w: is {place}, which takes no")
