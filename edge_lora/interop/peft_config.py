@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_lora.errors import AdapterFileError, UnknownNameError, UnsupportedError, list_all
 from edge_lora.interop.name_pattern import Budget, Pattern, PatternTable, ends_of
+from edge_lora.interop.peft_keys import unknown_settings
 
 CHECKED_WITH = (0, 21)
 """The newest PEFT whose files were compared; a newer one may have settings that matter."""
@@ -71,6 +72,11 @@ class PeftConfig:
     def alphas(self) -> PatternTable:
         """Alphas by patterns of module names."""
         return self._table("alpha_pattern")
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether the file holds biases of the base, too."""
+        return self.raw.get("bias") not in (None, "none")
 
     def flag(self, key: str) -> bool:
         """Return a switch; missing is off."""
@@ -153,7 +159,12 @@ def parse_config(raw: dict[str, Any], supported: tuple[str, ...]) -> PeftConfig:
         problems.append(f"init_lora_weights={init!r:.40} is unknown; it may change the base")
     if problems:
         raise UnsupportedError(list_all(f"this {kind} adapter cannot be imported", problems))
-    _warn_of_newer(raw.get("peft_version"))
+    bias = raw.get("bias")
+    if bias not in (None, "none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
+        raise AdapterFileError(
+            f"config: 'bias' is {bias!r:.40}, must be 'none', 'all' or '<type>_only'"
+        )
+    _warn_of_unknown(raw, kind)
     return _compiled(PeftConfig(raw, kind))
 
 
@@ -163,8 +174,14 @@ def _compiled(config: PeftConfig) -> PeftConfig:
     return config
 
 
-def _warn_of_newer(version: object) -> None:
-    found = re.match(r"(\d{1,4})\.(\d{1,4})", str(version))
+def _warn_of_unknown(raw: dict[str, Any], kind: str) -> None:
+    unknown = unknown_settings(kind, raw)
+    if unknown:
+        logging.getLogger(__name__).warning(
+            "settings that are not known and may change what the adapter does: %.200s",
+            ", ".join(map(repr, unknown)),
+        )
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", str(raw.get("peft_version")))
     if found and (int(found[1]), int(found[2])) > CHECKED_WITH:
         logging.getLogger(__name__).warning(
             "written by PEFT %s; its files were compared up to %d.%d", found[0], *CHECKED_WITH

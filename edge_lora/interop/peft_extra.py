@@ -57,7 +57,7 @@ def _extra(source: Source, name: str, array: Array, saved: list[str]) -> Iterato
 
 
 def _is_saved(source: Source, name: str, saved: list[str]) -> bool:
-    if name.endswith(".bias") and source.config.raw.get("bias", "none") != "none":
+    if name.endswith(".bias") and source.config.trains_biases:
         return True
     return name.endswith(_EMBEDDINGS) or any(f"{module}." in name for module in saved)
 

@@ -79,7 +79,7 @@ def _lora_module(source: Source, parts: Parts) -> Iterator[Lowered]:
             f"its factors have rank {form.rank}, the config says "
             f"{source.config.rank_of(parts.module)}"
         )
-    if "lora_B.bias" in parts:
+    if source.config.flag("lora_bias"):
         (bias,) = parts.take("lora_B.bias")
         require_shape("lora_B.bias", bias, shape[0])
         yield Lowered(parts.bias, (shape[0],), (Dense(bias, scale),))

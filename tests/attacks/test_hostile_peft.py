@@ -67,6 +67,14 @@ def test_a_newer_peft_is_told(tmp_path, caplog):
     assert "written by PEFT 1.0" in caplog.text
 
 
+def test_settings_that_nobody_knows_are_told(tmp_path, caplog):
+    unset = {"new_switch": False, "new_config": None, "new_names": [], "loftq_config": {}}
+    from_peft(write(tmp_path, {**CONFIG, **unset, "eva_config": {"rho": 2.0}}))
+    assert not caplog.records
+    from_peft(write(tmp_path, {**CONFIG, "new_switch": True, "init_r": 3}))
+    assert "may change what the adapter does: 'init_r', 'new_switch'" in caplog.text
+
+
 def header_bomb():
     return struct.pack("<Q", 1 << 40) + b"{}" * 100
 
@@ -106,6 +114,9 @@ with_config = {
         {**CONFIG, "rank_pattern": {str(i): 2 for i in range(70_000)}}, "over 65536 patterns",
     ),
     "pattern is long": ({**CONFIG, "alpha_pattern": {"(q)" * 99: 2}}, "over 256 characters"),
+    "bias is a number": ({**CONFIG, "bias": 5}, "'bias' is 5, must be"),
+    "bias is another word": ({**CONFIG, "bias": "some"}, "'bias' is 'some', must be"),
+    "bias that is missing": ({**CONFIG, "lora_bias": True}, "layers.0.q: lora_B.bias missing"),
     "flag is text": ({**CONFIG, "use_rslora": "no"}, "'use_rslora' is 'no'"),
     "saved modules are text": (
         {**CONFIG, "modules_to_save": "head"}, "'modules_to_save' is 'head'",
@@ -203,6 +214,9 @@ with_tensors = {
     "shared by nothing": ({**TENSORS, "base_model.vera_A": A}, "vera_A: belongs to nothing"),
     "DoRA's magnitude without DoRA": (
         {**TENSORS, f"{KEY}lora_magnitude_vector": B[:, 0]}, "lora_magnitude_vector not expected",
+    ),
+    "a bias without lora_bias": (
+        {**TENSORS, f"{KEY}lora_B.bias": B[:, 0]}, "lora_B.bias not expected",
     ),
     "a name with control characters": (
         {**TENSORS, "base_model.model.\x1b[2J.lora_A.weight": A}, "x1b",

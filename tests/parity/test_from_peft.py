@@ -8,6 +8,7 @@ import torch
 
 from edge_lora import reference
 from edge_lora.interop.peft import TYPES, from_peft
+from edge_lora.interop.peft_keys import unknown_settings
 from edge_lora.methods.model_base import ModelBase
 
 peft = pytest.importorskip("peft")
@@ -140,6 +141,13 @@ def test_a_llama_is_what_peft_merges(case, tiny_llama, tmp_path):
 
 def test_every_type_that_is_read_from_its_file_has_a_case():
     assert {case.split()[0] for case in LLAMA} == set(TYPES)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_setting_of_peft_is_known(kind):
+    fields = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
+    assert not unknown_settings(kind, dict.fromkeys(fields, True))
+    assert unknown_settings(kind, {**dict.fromkeys(fields, True), "brandnew": 1}) == ["brandnew"]
 
 
 MIXED = {
