@@ -216,7 +216,7 @@ def book_problems(book: Float32, group: Group) -> list[str]:
     elif not np.isfinite(book).all() or not (book[1:] > book[:-1]).all():
         problems.append("a book that is not finite and ascending")
     if group not in ("tensor", "row") and not (type(group) is int and 1 <= group < 2**32):
-        problems.append(f"group {group!r}, must be 'tensor', 'row' or from 1")
+        problems.append(f"group {group!r}, must be 'tensor', 'row' or 1 to 4294967295")
     return problems
 
 

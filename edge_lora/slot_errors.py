@@ -75,6 +75,8 @@ def slot_errors(before: Adapter, after: Adapter) -> list[SlotError]:
 
 def total_error(errors: Sequence[SlotError]) -> float:
     """Return the relative error over all slots together."""
+    if any(np.isinf(error.relative) for error in errors):
+        return float("inf")
     norm = np.sqrt(sum(e.norm**2 for e in errors))
     distance = np.sqrt(sum((e.relative * e.norm) ** 2 for e in errors if e.norm))
     return float(distance / norm) if norm else 0.0

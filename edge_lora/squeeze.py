@@ -105,8 +105,8 @@ def squeeze(
 ) -> tuple[Adapter, list[Squeezed]]:
     """Return the adapter with one low-rank form of lower rank per slot, and what that cost.
 
-    Factors keep fp16 or bf16 if all values of their slot have it, else they are fp32. Nested ranks
-    are forgotten.
+    Factors keep fp16 or bf16 if all values of their slot have it, else they are fp32. A slot
+    that is cut forgets its nested ranks.
 
     Args:
         adapter: Any; not modified.

@@ -11,7 +11,8 @@ PUBLIC = {
         "from_peft", "to_peft",
     ],
     "edge_lora.methods": [
-        "Attached", "attach", "find_weights", "get_method", "list_methods", "slot_table",
+        "Attached", "attach", "check_options", "find_weights", "get_method", "list_methods",
+        "slot_table",
     ],
     "edge_lora.training": ["TextBatches", "TrainReport", "read_pairs", "split_pairs", "train"],
     "edge_lora.export": ["export_bundle"],

@@ -18,6 +18,7 @@ from edge_lora.cli.output import (
     print_json,
     print_table,
     report,
+    require_place,
     threads_option,
 )
 from edge_lora.errors import UnsupportedError
@@ -49,8 +50,8 @@ class GroupType(click.ParamType[Any]):
         """Return the group; anything else is a usage error."""
         if value in ("tensor", "row") or isinstance(value, int):
             return cast("str | int", value)
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is not 'tensor', 'row' or a number from 1")
+        if not str(value).isdecimal() or not 1 <= int(value) < 2**32:
+            self.fail(f"{value!r} is not 'tensor', 'row' or a number from 1 to 4294967295")
         return int(value)
 
 
@@ -62,8 +63,8 @@ class Recipe:
     bundle: Path | None
     name: str | None
     bits: str | None
-    group: str | int
-    book: str
+    group: str | int | None
+    book: str | None
     rank: int | None
     energy: float | None
 
@@ -98,16 +99,12 @@ class Conversion:
 @click.option(
     "--group",
     type=GroupType(),
-    default="tensor",
-    show_default=True,
-    help="What shares a mean and a spread, with --bits.",
+    help="What shares a mean and a spread, with --bits.  [default: tensor]",
 )
 @click.option(
     "--book",
     type=click.Choice(["gauss_l1", "lloyd_max"]),
-    default="gauss_l1",
-    show_default=True,
-    help="Levels of the codes, with --bits.",
+    help="Levels of the codes, with --bits.  [default: gauss_l1]",
 )
 @click.option("--rank", type=click.IntRange(1), help="Squeeze to this rank at most.")
 @click.option(
@@ -127,8 +124,8 @@ def command(
     out: Path,
     target: Target | None,
     bits: str | None,
-    group: str | int,
-    book: str,
+    group: str | int | None,
+    book: str | None,
     rank: int | None,
     energy: float | None,
     base: str | None,
@@ -147,7 +144,7 @@ def command(
     edge-lora convert peft-folder/ x.safetensors --base smollm2-bundle --energy 0.99
     edge-lora convert roman.safetensors roman.gguf --base smollm2-bundle
     """
-    target = target or SUFFIXES.get(out.suffix, "peft")
+    target = target or _target_of(out)
     bundle = Path(base) if base is not None else None
     recipe = Recipe(target, bundle, name, bits, group, book, rank, energy)
     _require_sense(recipe, prompts)
@@ -189,6 +186,16 @@ def command(
     _print(facts, done)
 
 
+def _target_of(out: Path) -> Target:
+    """Return what the suffix of ``out`` means; a folder, of PEFT, has none."""
+    if out.suffix and out.suffix not in SUFFIXES and not out.is_dir():
+        known = ", ".join(SUFFIXES)
+        raise click.UsageError(
+            f"OUT ends in {out.suffix!r}, which is none of {known}; say what it is with --to"
+        )
+    return SUFFIXES.get(out.suffix, "peft")
+
+
 def _convert(source: Path, staged: Path, recipe: Recipe) -> Conversion:
     """Read, change, write to ``staged`` and read back."""
     from edge_lora.interop.files import read_any
@@ -204,7 +211,8 @@ def _convert(source: Path, staged: Path, recipe: Recipe) -> Conversion:
         report("squeezing")
         adapter, squeezed = squeeze(adapter, recipe.rank, recipe.energy)
     if recipe.bits is not None:
-        group, book = cast("Group", recipe.group), cast("Book", recipe.book)
+        group = cast("Group", recipe.group or "tensor")
+        book = cast("Book", recipe.book or "gauss_l1")
         adapter = quantise(adapter, int(recipe.bits), group, book)
     _write(adapter, staged, recipe)
     written = adapter
@@ -250,6 +258,8 @@ def _require_sense(recipe: Recipe, prompts: Sequence[str]) -> None:
     target = recipe.target
     if recipe.rank is not None and recipe.energy is not None:
         raise click.UsageError("give either --rank or --energy")
+    if recipe.bits is None and (recipe.group or recipe.book):
+        raise click.UsageError("--group and --book say how to code values: give --bits too")
     if recipe.bits is not None and target != "edge-lora":
         raise click.UsageError(f"--bits is for our own files; {target} files hold no codes")
     if target in ("gguf", "onnx") and recipe.bundle is None:
@@ -262,14 +272,13 @@ def _require_place(source: Path, out: Path, target: Target) -> None:
     """Refuse to write over the source, or over what is of another kind."""
     if out.exists() and out.samefile(source):
         raise UnsupportedError(f"OUT is SOURCE, '{source}'; give another name")
+    require_place(out)
     if target != "peft" and out.is_dir():
         raise UnsupportedError(f"'{out}' is a folder, and {target} is a file; give another name")
     if target == "peft" and out.exists() and not (out / "adapter_config.json").is_file():
         if out.is_dir() and not any(out.iterdir()):
             return
         raise UnsupportedError(f"'{out}' exists and is no PEFT folder; give another name")
-    if not out.parent.is_dir():
-        raise UnsupportedError(f"'{out}' cannot be written: there is no folder '{out.parent}'")
 
 
 def _values(adapter: Adapter) -> int:

@@ -42,16 +42,17 @@ def compare(
     from edge_lora.runtime import open_bundle
 
     with tempfile.TemporaryDirectory() as folder, open_bundle(bundle, threads=threads) as session:
-        for name, adapter in (("original", original), ("converted", converted)):
-            session.load_adapter(adapter.save(Path(folder) / name), name)
+        names = (f"{original.name}, original", f"{converted.name}, converted")
+        for number, adapter in enumerate((original, converted)):
+            session.load_adapter(adapter.save(Path(folder) / str(number)), names[number])
         ids = _prompt_ids(session, prompts)
         feeds = [_prompt_feeds(session, i) for i in ids] or [_canary(session)]
         base = [session.run(f) for f in feeds]
-        expected, how = _outputs(session, "original", feeds)
-        found, _ = _outputs(session, "converted", feeds)
+        expected, how = _outputs(session, names[0], feeds)
+        found, _ = _outputs(session, names[1], feeds)
         row = {"target": f"edge-lora, {how}", **_differences(base, expected, found)}
         if ids:
-            row |= _tokens(session, ids, how)
+            row |= _tokens(session, names, ids, how)
         rows = [row]
         if onnx_adapter is not None:
             plain = _plain_outputs(bundle, session, onnx_adapter, feeds)
@@ -96,18 +97,20 @@ def _differences(
     return {"largest_difference": largest(expected, found), "effect": largest(base, expected)}
 
 
-def _tokens(session: Session, ids: Sequence[list[int]], how: str) -> dict[str, Any]:
+def _tokens(
+    session: Session, names: tuple[str, str], ids: Sequence[list[int]], how: str
+) -> dict[str, Any]:
     """Compare what both adapters generate, greedily."""
     from edge_lora.runtime.generate import generate
 
-    texts = {}
-    for name in ("original", "converted"):
+    texts = []
+    for name in names:
         if how == "unfused":
-            texts[name] = generate(session, ids, max_new_tokens=NEW_TOKENS, adapter=name).tokens
+            texts.append(generate(session, ids, max_new_tokens=NEW_TOKENS, adapter=name).tokens)
             continue
         with session.using(name):
-            texts[name] = generate(session, ids, max_new_tokens=NEW_TOKENS).tokens
-    pairs = list(zip(texts["original"], texts["converted"], strict=True))
+            texts.append(generate(session, ids, max_new_tokens=NEW_TOKENS).tokens)
+    pairs = list(zip(*texts, strict=True))
     firsts = [first_difference(*pair) for pair in pairs]
     return {"same_texts": firsts.count(None), "texts": len(pairs), "first_differences": firsts}
 

@@ -53,10 +53,11 @@ Facts = tuple[dict[str, Any], list[dict[str, Any]]]
 
 def _facts(path: Path) -> Facts:
     from edge_lora.interop.gguf_file import is_gguf, open_gguf
-    from edge_lora.interop.peft_folder import CONFIG_NAME
+    from edge_lora.interop.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 
     if path.is_dir():
-        is_peft = (path / CONFIG_NAME).is_file() and not (path / MANIFEST).is_file()
+        peft_files = any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
+        is_peft = peft_files and not (path / MANIFEST).is_file()
         return _peft_facts(path) if is_peft else _bundle_facts(read_manifest(path))
     if is_gguf(path):
         return _gguf_facts(open_gguf(path), path)

@@ -7,6 +7,7 @@ plain tab-separated lines.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from edge_lora.errors import UnsupportedError
 
 threads_option = click.option("--threads", type=click.IntRange(1), help="Default: all processors.")
 route_option = click.option(
@@ -114,6 +117,22 @@ def split_scale(text: str, fail: Callable[[str], Any]) -> tuple[Path, float]:
     except ValueError:
         fail(f"scale {scale!r} is not a number, in {text!r}")
         raise AssertionError from None
+
+
+def require_place(out: Path) -> None:
+    """Raise UnsupportedError if nothing can be put at ``out``: before the work, not after it."""
+    folder = out.parent
+    if not folder.is_dir():
+        raise UnsupportedError(f"'{out}' cannot be written: there is no folder '{folder}'")
+    if not os.access(folder, os.W_OK):
+        raise UnsupportedError(f"'{out}' cannot be written: the folder '{folder}' is read-only")
+
+
+def require_file_place(out: Path) -> None:
+    """Raise UnsupportedError if no file can be put at ``out``."""
+    require_place(out)
+    if out.is_dir():
+        raise UnsupportedError(f"'{out}' is a folder; give the name of a file")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -82,10 +82,13 @@ def command(
     used = _select(adapters, chosen)
     if unfused and len(used) != 1:
         raise click.UsageError(f"--unfused takes exactly one adapter, {len(used)} given")
+    if unfused and used[0].scale != 1:
+        raise click.UsageError(f"--unfused runs an adapter as it is, without {used[0].scale:g}")
     if rank is not None and len(used) != 1:
         raise click.UsageError(f"--rank takes exactly one adapter, {len(used)} given")
     if isinstance(rank, str) and not unfused:
         raise click.UsageError(f"--rank {rank} takes --unfused; give a number to fuse")
+    from edge_lora.bundle import MANIFEST, read_manifest
     from edge_lora.runtime import open_bundle
     from edge_lora.runtime.generate import generate
     from edge_lora.runtime.sampling import Sampler, greedy, nucleus
@@ -94,6 +97,8 @@ def command(
     sample: Sampler = greedy
     if top_p is not None:
         sample = nucleus(top_p, temperature, seed)
+    if not (bundle / MANIFEST).is_file():
+        read_manifest(bundle)  # says so: what is no bundle has no tokenizer either
     tokenizer = tokenizer_of(bundle)
     text = sys.stdin.read() if prompt == "-" else prompt
     with open_bundle(bundle, threads=threads, route=route) as session:

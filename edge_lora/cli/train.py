@@ -15,6 +15,7 @@ from edge_lora.cli.output import (
     print_facts,
     print_json,
     report,
+    require_file_place,
 )
 from edge_lora.cli.tasks import TaskCommand, task_option
 from edge_lora.errors import UnsupportedError
@@ -85,14 +86,15 @@ def command(
     if (data is None) == (skill is None):
         raise click.UsageError("give either --data FILE or --skill NAME")
     config = parse_settings(settings)
+    require_file_place(out)
     import torch
 
     from edge_lora.bases import load_model
-    from edge_lora.methods import attach, get_method
+    from edge_lora.methods import attach, check_options
     from edge_lora.training import TextBatches, split_pairs, train
     from edge_lora.training.options import run_options
 
-    get_method(method)  # refuse an unknown method before minutes of loading
+    check_options(method, config)  # before minutes of loading
     training, held_out = split_pairs(_pairs(data, skill, examples, seed), validate, seed)
     report(f"loading {base}")
     loaded = load_model(base)

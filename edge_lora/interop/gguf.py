@@ -37,7 +37,16 @@ from edge_lora.errors import (
     UnsupportedError,
     list_all,
 )
-from edge_lora.forms import FORM_NAMES, LowRank, to_fp32
+from edge_lora.forms import (
+    FORM_NAMES,
+    Block,
+    Bottleneck,
+    Dense,
+    LowRank,
+    RowScale,
+    Sparse,
+    to_fp32,
+)
 from edge_lora.interop.gguf_file import GgufFile, open_gguf, write_gguf
 from edge_lora.interop.gguf_names import (
     ARCHITECTURES,
@@ -76,9 +85,9 @@ def to_gguf(adapter: Adapter, path: str | Path, base: GgufBase) -> Path:
             a, b, scale = _joined([f for f in delta.forms if isinstance(f, LowRank)])
             pairs[slot] = a, b, scale * adapter.alpha
     if problems:
-        advice = "Forms that add a matrix become low-rank with: edge-lora convert … --rank R"
+        advice = _advice({type(f) for delta in adapter.deltas.values() for f in delta.forms})
         title = f"adapter {adapter.name!r} cannot be written as GGUF"
-        raise UnsupportedError(f"{list_all(title, problems)}\n{advice}")
+        raise UnsupportedError("\n".join([list_all(title, problems), *advice]))
     first_a, _, first_scale = next(iter(pairs.values()))
     alpha = _common_alpha(len(first_a), first_scale)
     tensors: dict[str, Array] = {}
@@ -146,6 +155,16 @@ def from_gguf(
     return bind(adapter, BundleBase(base).slots)
 
 
+def _advice(kinds: set[type]) -> list[str]:
+    """Return what to do about forms of ``kinds`` that are not low-rank."""
+    advice = []
+    if kinds & {Sparse, Block, Dense}:
+        advice += ["Forms that add a matrix become low-rank with: edge-lora convert … --rank R"]
+    if kinds & {RowScale, Bottleneck}:
+        advice += ["llama.cpp has no place for row scales (DoRA, IA3) and bottlenecks: train LoRA"]
+    return advice
+
+
 def _reasons(slot: str, delta: Delta, base: GgufBase) -> list[str]:
     """Return why a slot's delta cannot be written; empty if it can."""
     kinds = {FORM_NAMES[type(f)] for f in delta.forms if not isinstance(f, LowRank)}
@@ -198,7 +217,7 @@ def _require_lora(file: GgufFile) -> str:
         if file.metadata.get(key) != value
     ]
     architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         problems.append(
             f"architecture {architecture!r} is not known; known: {', '.join(ARCHITECTURES)}"
         )

@@ -4,7 +4,7 @@ Adding a method is one file with a class like ``edge_lora.methods.attached.Metho
 ``METHODS``; its command-line choice and the generic tests follow from the row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
@@ -81,7 +81,8 @@ def attach(
     16
     """
     method_class = get_method(method)
-    settings = _make_config(method, method_class, config)
+    check_options(method, config)
+    settings = method_class.config_class(**config)
     if model in _adapted:
         raise EdgeLoraError("this model is adapted already. Call attached.detach() first")
     places = _places(model, method, method_class, slots)
@@ -131,12 +132,15 @@ def _with_sites(table: SlotTable, places: Mapping[str, SlotWeight | Site]) -> Sl
     return SlotTable([*table.values(), *sites], table.base_id, table.fingerprint)
 
 
-def _make_config(method: str, method_class: type[Method], config: dict[str, Any]) -> Any:  # noqa: ANN401
-    known = [f.name for f in fields(method_class.config_class)]
-    unknown = [unknown_name(f"option of {method!r}", n, known) for n in config if n not in known]
+def check_options(method: str, names: Iterable[str]) -> None:
+    """Raise UnknownNameError, with the known ones, for options that ``method`` does not have."""
+    known = [f.name for f in fields(get_method(method).config_class)]
+    unknown = [unknown_name(f"option of {method!r}", n, known) for n in names if n not in known]
     if unknown:
         raise UnknownNameError("\n".join(unknown))
-    return method_class.config_class(**config)
 
 
-__all__ = ["Attached", "attach", "find_weights", "get_method", "list_methods", "slot_table"]
+__all__ = [
+    "Attached", "attach", "check_options", "find_weights", "get_method", "list_methods",
+    "slot_table",
+]  # fmt: skip

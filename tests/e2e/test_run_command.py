@@ -103,10 +103,12 @@ def test_run_with_a_latency_budget(exported, nested):
     [
         (("--rank", "fast"), "neither a number nor like auto:12ms"),
         (("--rank", "auto:9ms"), "takes --unfused"),
+        (("--unfused", "--rank", "1"), "without 0.5"),
     ],
 )
 def test_a_rank_that_makes_no_sense_is_a_usage_error(options, message, exported, nested):
-    result = run("run", exported, nested, "--prompt", "x", *options)
+    scaled = f"{nested}:0.5" if "--unfused" in options else nested
+    result = run("run", exported, scaled, "--prompt", "x", *options)
     assert result.exit_code == 2
     assert message in result.stderr
     result = run("run", exported, "--prompt", "x", "--rank", 2)

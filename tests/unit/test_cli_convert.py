@@ -175,3 +175,17 @@ def test_what_a_target_cannot_hold_is_refused_whole(tmp_path):
     path = Adapter("x", "mixed", BaseIdentity(""), deltas).save(tmp_path / "x.safetensors")
     refused(run(path, tmp_path / "folder"), SLOTS[0], SLOTS[1])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_misspelt_suffix_is_no_peft_folder(source, tmp_path):
+    result = run(source, tmp_path / "x.safetensor")
+    assert result.exit_code == 2
+    assert "'.safetensor', which is none of .safetensors, .gguf, .onnx_adapter" in result.stderr
+    assert run(source, tmp_path / "v1.2", "--to", "peft").exit_code == 0
+
+
+@pytest.mark.parametrize("option", [("--group", "row"), ("--book", "lloyd_max")])
+def test_how_to_code_without_bits_is_a_usage_error(option, source, tmp_path):
+    result = run(source, tmp_path / "x.safetensors", *option)
+    assert result.exit_code == 2
+    assert "give --bits too" in result.stderr

@@ -68,6 +68,14 @@ def test_a_peft_folder_that_cannot_be_imported_says_why(adapter, tmp_path):
     assert found["slots"] == []
 
 
+def test_a_peft_folder_without_config_is_named_as_one(adapter, tmp_path):
+    folder = to_peft(adapter, tmp_path / "peft")
+    (folder / "adapter_config.json").unlink()
+    result = CliRunner().invoke(main, ["inspect", str(folder)])
+    assert result.exit_code == 1
+    assert "adapter_config.json" in result.stderr
+
+
 def test_a_gguf_adapter(adapter, tmp_path):
     path = to_gguf(adapter, tmp_path / "x.gguf", GgufBase(8))
     found = facts(path, "--slots")

@@ -47,6 +47,7 @@ def test_a_missing_package_is_one_message(arguments, extra, tmp_path):
 
 
 def test_run_without_its_tokenizer_package(tmp_path):
+    (tmp_path / "bundle.json").touch()
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
     found = run_without((*TORCH, "tokenizers"), "run", str(tmp_path), "--prompt", "x")

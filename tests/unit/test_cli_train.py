@@ -128,3 +128,20 @@ def test_methods_of_one():
     (mask,) = [line for line in result.stdout.splitlines() if line.startswith("shira\tmask")]
     assert set(MASKS) <= set(mask.replace(",", " ").replace(".", " ").split())
     assert run("methods", "magic").exit_code == 1
+
+
+@pytest.mark.parametrize("place", ["none/x.safetensors", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(place, data, tmp_path):
+    out = tmp_path / place
+    result = run("train", "--base", "never-loaded", "--data", data, "-o", out)
+    assert result.exit_code == 1
+    assert f"'{out}'" in result.stderr
+    assert "loading" not in result.stderr
+
+
+def test_an_unknown_option_is_refused_before_the_base_is_loaded(data, tmp_path):
+    options = ("--method", "lora", "--set", "rnk=4", "-o", tmp_path / "x.safetensors")
+    result = run("train", "--base", "never-loaded", "--data", data, *options)
+    assert result.exit_code == 1
+    assert "'rnk'" in result.stderr
+    assert "loading" not in result.stderr
