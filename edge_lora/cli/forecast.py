@@ -59,7 +59,9 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
 @click.option("--method", default="rslora", show_default=True, help="See: edge-lora methods")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the method.")
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(1))
-@click.option("--lr", type=float, help="Peak learning rate. Default: the base's.")
+@click.option(
+    "--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate. Default: the base's."
+)
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--season", default=24, show_default=True, type=click.IntRange(1), help="In rows.")
 @click.option("--seed", default=0, show_default=True)
@@ -108,7 +110,7 @@ def train_command(
     model = make_base(base, window, horizon)
     recipe = Recipe(
         method=method,
-        settings=config or dict(DEFAULTS.get(method, {})),
+        settings={**DEFAULTS.get(method, {}), **config},
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,

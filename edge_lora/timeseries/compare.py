@@ -60,7 +60,7 @@ def trained(
         "window": base.window,
         "horizon": base.horizon,
         "epochs": recipe.epochs,
-        "lr": recipe.lr or base.lr,
+        "lr": base.lr if recipe.lr is None else recipe.lr,
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
     }

@@ -20,6 +20,7 @@ from edge_lora.errors import EdgeLoraError, list_all
 
 TIME_FORMATS = ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:%M")
 """Tried after ISO 8601."""
+LARGEST = float(np.finfo(np.float32).max)
 STEP_TOLERANCE = 1e-6  # relative: times may be rounded decimals
 
 
@@ -158,11 +159,11 @@ def _parse(
             problems.append(f"line {line}: {row[at]!r} in column {head[at]!r} is not a time")
             continue
         numbers = []
-        for name, text in zip(head, row, strict=True):
-            if name == head[at] and text is row[at]:
+        for i, (name, text) in enumerate(zip(head, row, strict=True)):
+            if i == at:
                 continue
             number = _number(text)
-            if number is None or math.isinf(number):
+            if number is None or abs(number) > LARGEST:
                 problems.append(f"line {line}: {text!r} in column {name!r} is not a number")
             numbers.append(math.nan if number is None else number)
         lines.append(line)

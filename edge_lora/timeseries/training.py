@@ -24,7 +24,7 @@ Batch = dict[str, Tensor]
 DEFAULTS: dict[str, dict[str, Any]] = {
     "rslora": {"rank": 16, "alpha": 16.0},
     "lora": {"rank": 16, "alpha": 64.0},
-    "bilora": {"rank": 16, "scale": 4.0, "bits": 4, "group": "row"},
+    "bilora": {"rank": 16, "scale": 4.0, "bits": 4, "group": 64},
 }
 """Settings of methods that were tried here; others start from their own."""
 
@@ -97,7 +97,7 @@ def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, Train
         attached,
         batches,
         steps=recipe.epochs * len(batches),
-        lr=recipe.lr or base.lr,
+        lr=base.lr if recipe.lr is None else recipe.lr,
         weight_decay=recipe.weight_decay,
         schedule="cosine",
         loss=_loss,

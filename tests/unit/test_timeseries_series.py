@@ -60,6 +60,7 @@ def test_seconds_as_times_must_be_named(path):
     [
         (lambda r: r[4].__setitem__(1, "warm"), "line 6: 'warm' in column 'a' is not a number"),
         (lambda r: r[4].__setitem__(1, "inf"), "line 6: 'inf' in column 'a' is not a number"),
+        (lambda r: r[4].__setitem__(1, "1e39"), "line 6: '1e39' in column 'a' is not a number"),
         (lambda r: r[4].__setitem__(2, ""), r"line 6: no value in column 'b' \(1 rows"),
         (
             lambda r: [r[i].__setitem__(1, "NaN") for i in (3, 4, 5)],

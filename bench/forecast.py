@@ -1,0 +1,191 @@
+"""Forecasting on ETTh1: errors, sizes and speed of the default adapter, in 4 bits too.
+
+The data set (zhouhaoyi/ETDataset, ETTh1.csv) is not part of this project. Standard split, scaled
+data, all test windows, best epoch by validation. Rates and groups were chosen on validation errors.
+
+    PYTHONPATH=. python bench/forecast.py PATH/ETTh1.csv      (or EDGE_LORA_ETTH1=PATH/ETTh1.csv)
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.common import report
+from edge_lora import Adapter
+from edge_lora.methods import attach
+from edge_lora.quantise import quantise
+from edge_lora.runtime import open_bundle
+from edge_lora.runtime.bench.measure import interleave, resident_bytes
+from edge_lora.timeseries.bases import make_base
+from edge_lora.timeseries.compare import Result, baselines, measure_adapter, trained
+from edge_lora.timeseries.series import Series, read_series
+from edge_lora.timeseries.training import DEFAULTS, Recipe
+from edge_lora.timeseries.windows import cut
+
+HORIZONS = (96, 192, 336, 720)
+WINDOW, SEASON, SEEDS, THREADS = 336, 24, (0, 1, 2), 2
+CODED_GROUP, CODED_BOOK = 64, "lloyd_max"
+REPEATS, ADAPTERS = 200, 1000
+
+
+def size_of(adapter: Adapter) -> int:
+    """Return the bytes of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return adapter.save(Path(folder) / "adapter.safetensors").stat().st_size
+
+
+def rows_of(series: Series, horizon: int) -> list[dict[str, Any]]:
+    """Return one row for each contestant and seed at one horizon."""
+    parts = cut(series, WINDOW, horizon)
+    base = make_base("linear", WINDOW, horizon)
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, result: Result, seed: int | None = None, file_bytes: int = 0) -> None:
+        fit = result.fit
+        rows.append(
+            {
+                "horizon": horizon,
+                "forecast": name,
+                "seed": seed,
+                "values": result.values,
+                "file_bytes": file_bytes,
+                "validation_mse": fit.best_validation_loss if fit else None,
+                "test_mse": result.errors.mse,
+                "test_mae": result.errors.mae,
+                "seconds": round(fit.seconds, 1) if fit else 0.0,
+            }
+        )
+
+    for result in baselines(parts, SEASON, Recipe(), with_no_base=False):
+        add(result.name, result)
+    for seed in SEEDS:
+        adapter, result = trained(base, "linear", parts, Recipe(seed=seed), "etth1")
+        add("default adapter", result, seed, size_of(adapter))
+        small = quantise(adapter, 4, CODED_GROUP, CODED_BOOK)
+        coded = replace(result, errors=measure_adapter(base, small, parts.test))
+        add("the same, 4-bit afterwards", coded, seed, size_of(small))
+        recipe = Recipe("bilora", dict(DEFAULTS["bilora"]), seed=seed)
+        adapter, result = trained(base, "linear", parts, recipe, "etth1-4bit")
+        add("4-bit, trained so", result, seed, size_of(adapter))
+    return rows
+
+
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the mean over seeds of each contestant and horizon, then over horizons."""
+    numbers = ("values", "file_bytes", "test_mse", "test_mae", "seconds")
+    table: list[dict[str, Any]] = []
+    for name in dict.fromkeys(row["forecast"] for row in rows):
+        for horizon in HORIZONS:
+            same = [r for r in rows if r["forecast"] == name and r["horizon"] == horizon]
+            mean = {key: float(np.mean([r[key] for r in same])) for key in numbers}
+            table.append({"forecast": name, "horizon": str(horizon), **mean})
+        four = table[-len(HORIZONS) :]
+        mean = {key: float(np.mean([r[key] for r in four])) for key in numbers}
+        table.append({"forecast": name, "horizon": "mean", **mean})
+    return table
+
+
+class Live:
+    """A base as a bundle and as torch module, with adapters of random values for it."""
+
+    def __init__(self, name: str, folder: Path, count: int) -> None:
+        """Export the base and write ``count`` adapters into ``folder``."""
+        from edge_lora.export import export_bundle
+
+        self.base = make_base(name, WINDOW, HORIZONS[0])
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(1, WINDOW, 7, generator=generator)
+        self.bundle = folder / "bundle"
+        export_bundle(
+            self.base, self.bundle, example_inputs={"x": self.x.expand(3, -1, -1)},
+            dynamic_shapes={"x": {0: "batch", 2: "channels"}}, slot_names=self.base.slots,
+            base_id=self.base.id, progress=False,
+        )  # fmt: skip
+        attached = attach(self.base, "rslora", self.base.slots, **DEFAULTS["rslora"])
+        self.paths = []
+        for i in range(count):
+            with torch.no_grad():
+                for parameter in attached.parameters():
+                    parameter.normal_(std=0.05, generator=generator)
+            self.paths.append(attached.lower(f"s{i}").save(folder / f"s{i}.safetensors"))
+        attached.detach()
+
+
+def speed(name: str) -> dict[str, Any]:
+    """Return forecasts a second on one core: the bundle with an adapter fused, and torch eager.
+
+    A forecast is one window of 7 channels. torch runs the base alone: fused weights cost the same.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        live = Live(name, Path(folder), 1)
+        torch.set_num_threads(1)
+        with open_bundle(live.bundle, threads=1) as session, torch.inference_mode():
+            session.load_adapter(live.paths[0], "a")
+            session.set_adapter("a")
+            feeds = {"x": live.x.numpy()}
+            actions = {"torch": lambda: live.base(live.x), "bundle": lambda: session.run(feeds)}
+            times = interleave(actions, REPEATS)
+    rates = {key: 1e3 / samples.median for key, samples in times.items()}
+    ratio = rates["bundle"] / rates["torch"]
+    return {"base": name, "torch a second": rates["torch"], "bundle": rates["bundle"], "x": ratio}
+
+
+def memory() -> dict[str, Any]:
+    """Return what many adapters of the linear base take in one session, against their files."""
+    with tempfile.TemporaryDirectory() as folder:
+        live = Live("linear", Path(folder), ADAPTERS)
+        files = sum(path.stat().st_size for path in live.paths)
+        with open_bundle(live.bundle, threads=1) as session:
+            feeds = {"x": live.x.numpy()}
+            session.run(feeds)
+            gc.collect()
+            before, start = resident_bytes(), perf_counter()
+            for path in live.paths:
+                session.load_adapter(path, path.stem)
+            milliseconds = 1e3 * (perf_counter() - start) / ADAPTERS
+            for path in live.paths:
+                session.set_adapter(path.stem)
+            session.run(feeds)
+            gc.collect()
+            grown, patches = resident_bytes() - before, session.patch_bytes
+    return {
+        "adapters": ADAPTERS,
+        "files MB": files / 1e6,
+        "held by the session MB": patches / 1e6,
+        "resident memory grew by MB": grown / 1e6,
+        "ms to load one": milliseconds,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Measure everything and write both tables; returns the exit code."""
+    path = arguments[0] if arguments else os.environ.get("EDGE_LORA_ETTH1")
+    if path is None:
+        print("give the path of ETTh1.csv, or set EDGE_LORA_ETTH1", file=sys.stderr)
+        return 2
+    torch.set_num_threads(THREADS)
+    note = "One thread, medians of alternating calls."
+    report("forecast_speed", [speed("linear"), speed("gpt2-random:2x64")], note)
+    report("forecast_memory", [memory()], "Heap that was free before is used again.")
+    torch.set_num_threads(THREADS)
+    series = read_series(path)
+    rows = [row for horizon in HORIZONS for row in rows_of(series, horizon)]
+    report("forecast_runs", rows, "Every run.")
+    report(
+        "forecast", means(rows), f"Means over seeds {SEEDS}; window {WINDOW}, {THREADS} threads."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
