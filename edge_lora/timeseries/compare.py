@@ -64,7 +64,11 @@ def trained(
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
     }
-    adapter = replace(adapter, provenance={**adapter.provenance, "training": about})
+    adapter = replace(
+        adapter,
+        base=replace(adapter.base, id=base.id),
+        provenance={**adapter.provenance, "training": about},
+    )
     title = f"adapter ({recipe.method} on {base_name})"
     return adapter, Result(title, values, measure_adapter(base, adapter, parts.test), curves)
 

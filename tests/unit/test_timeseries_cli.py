@@ -65,6 +65,7 @@ def test_train_beats_the_last_value_and_says_what_it_does_not_beat(data, tmp_pat
     assert all(f"{name} (" in facts["verdict"] for name in better)
     assert better or "the best of the table" in facts["verdict"]
     adapter = Adapter.load(out)
+    assert adapter.base.id == "linear-24-6"
     assert adapter.provenance["training"]["columns"] == ["a", "b"]
     parts = cut(read_series(data), 24, 6)
     again = measure_adapter(make_base("linear", 24, 6), adapter, parts.test)
