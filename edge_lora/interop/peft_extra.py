@@ -23,7 +23,6 @@ from edge_lora.interop.peft_sparse import replaced_rows
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _COPY = ".base_layer.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "word_embeddings.weight")
-_WHICH_WAY = "whether its layer stores (out, in) or, as GPT-2's, (in, out) cannot be told"
 _UNCOUNTED = "num_batches_tracked"  # of a batch norm: a counter that inference does not read
 
 
@@ -76,19 +75,15 @@ def _oriented(source: Source, name: str, array: Array) -> Array:
     """
     if array.ndim != 2 or name.endswith(_EMBEDDINGS):
         return array
-    is_square = array.shape[0] == array.shape[1]
-    if source.base is None:
-        if is_square or source.config.flag("fan_in_fan_out"):
-            source.require_base(_WHICH_WAY)
-        return array
-    slot = source.slot(name)
-    is_transposed = source.base.stores_transposed(slot.name)
-    if is_transposed is None and is_square:
+    base = source.base
+    is_transposed = base.stores_transposed(source.slot(name).name) if base else None
+    if is_transposed is None and array.shape[0] == array.shape[1]:
         raise UnsupportedError(
-            f"{_WHICH_WAY}; give base=edge_lora.methods.model_base.ModelBase(model)"
+            "whether its layer stores (out, in) or, as GPT-2's, (in, out) cannot be told; "
+            "give base=edge_lora.methods.model_base.ModelBase(model)"
         )
-    if is_transposed is None:
-        is_transposed = array.shape != slot.shape
+    if is_transposed is None and (base or source.config.flag("fan_in_fan_out")):
+        is_transposed = array.shape != source.slot(name).shape
     return array.T.copy() if is_transposed else array
 
 

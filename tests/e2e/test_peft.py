@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edge_lora import from_peft
+from edge_lora.errors import AdapterFileError
 from edge_lora.interop.base import BundleBase
 from edge_lora.methods.model_base import ModelBase
 from edge_lora.runtime import open_bundle
@@ -68,3 +69,12 @@ def test_a_bundle_and_its_model_are_the_same_base(torch_model, bundle, tmp_path)
     adapter = from_peft(tmp_path, bundle)
     assert adapter.content_hash == from_peft(tmp_path, theirs).content_hash
     assert not ours.slots.problems(adapter)
+
+
+def test_only_the_model_knows_how_it_stores_a_square_layer(torch_model, bundle, tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["v_proj"], modules_to_save=["q_proj"])
+    peft.get_peft_model(copy.deepcopy(torch_model), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match=r"q_proj\.weight: whether its layer .*ModelBase"):
+        from_peft(tmp_path, bundle)
+    adapter = from_peft(tmp_path, ModelBase(torch_model))
+    assert not BundleBase(bundle).slots.problems(adapter)
