@@ -269,12 +269,11 @@ def _read_slots(
 def _read_sites(
     value: object, weights: list[Slot], problems: list[str]
 ) -> tuple[list[Slot], dict[str, BundleSite]]:
-    by_name = {slot.name: slot for slot in weights}
     taken = {name for slot in weights for name in (slot.name, *slot.aliases)}
     slots: list[Slot] = []
     sites: dict[str, BundleSite] = {}
     for index, record in enumerate(collect(problems, sequence, value, "sites", "bundle") or []):
-        found = collect(problems, read_site, record, index, by_name)
+        found = collect(problems, read_site, record, index)
         if found is None:
             continue
         slot, site = found

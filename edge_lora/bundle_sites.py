@@ -7,7 +7,6 @@ is what the site reads and y its output. The middle units lie in the order of ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -44,26 +43,10 @@ class SiteInputs:
 
 
 @dataclass(frozen=True)
-class Producer:
-    """The one linear layer that computes a site's output, so that a linear branch can be fused.
-
-    Attributes:
-        weight: Its slot.
-        bias: Name of what is added after it; "" if nothing is.
-        reads_site_input: Whether it reads the site's x, so that the site is this layer.
-    """
-
-    weight: str
-    bias: str = ""
-    reads_site_input: bool = False
-
-
-@dataclass(frozen=True)
 class BundleSite:
     """What the manifest says of one site beside its slot."""
 
     inputs: SiteInputs
-    producer: Producer | None = None
 
 
 def site_record(slot: Slot, site: BundleSite) -> dict[str, Any]:
@@ -76,13 +59,12 @@ def site_record(slot: Slot, site: BundleSite) -> dict[str, Any]:
     }
 
 
-def read_site(value: object, index: int, weights: Mapping[str, Slot]) -> tuple[Slot, BundleSite]:
+def read_site(value: object, index: int) -> tuple[Slot, BundleSite]:
     """Return one site of a stranger's manifest.
 
     Args:
         value: Its record.
         index: Where it stands in the list, for messages.
-        weights: The bundle's slots of weights, by name.
 
     Raises:
         BundleError: If a field is missing or not what it must be.
@@ -91,14 +73,14 @@ def read_site(value: object, index: int, weights: Mapping[str, Slot]) -> tuple[S
     record = mapping(value, "record", where)
     name = text(member(record, "name", where), "name", where)
     where = f"site {name}"
-    require_keys(record, ("name", "shape", "dtype", "inputs", "producer"), where)
+    require_keys(record, ("name", "shape", "dtype", "inputs"), where)
     shape = axes(member(record, "shape", where), "shape", where, least=1)
     if len(shape) != 2:
         raise refuse(where, "shape", record["shape"], "two widths, output and input")
     dtype = text(member(record, "dtype", where), "dtype", where, VALUE_DTYPES)
     slot = Slot(name, shape, dtype, "", "site")
     inputs = _read_inputs(mapping(member(record, "inputs", where), "inputs", where), where)
-    return slot, BundleSite(inputs, _read_producer(record.get("producer"), slot, weights))
+    return slot, BundleSite(inputs)
 
 
 def _read_inputs(record: dict[str, Any], where: str) -> SiteInputs:
@@ -108,20 +90,3 @@ def _read_inputs(record: dict[str, Any], where: str) -> SiteInputs:
     if len(set(asdict(inputs).values())) != len(names):
         raise BundleError(f"{where}: two of its 'inputs' have one name")
     return inputs
-
-
-def _read_producer(value: object, site: Slot, weights: Mapping[str, Slot]) -> Producer | None:
-    if value is None:
-        return None
-    where = f"site {site.name}"
-    record = mapping(value, "producer", where)
-    require_keys(record, (f.name for f in fields(Producer)), where)
-    weight = text(member(record, "weight", where), "weight", where)
-    bias = record.get("bias", "")
-    reads = record.get("reads_site_input", False)
-    if not isinstance(reads, bool):
-        raise refuse(where, "reads_site_input", reads, "true or false")
-    shape = weights[weight].shape if weight in weights else ()
-    if len(shape) != 2 or shape[0] != site.shape[0] or (reads and shape != site.shape):
-        raise refuse(where, "weight", weight, f"a slot of the bundle that fits {site.shape}")
-    return Producer(weight, bias if bias == "" else text(bias, "bias", where), reads)

@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np
 import onnx_ir as ir
 
-from edge_lora.bundle_sites import ACTIVATIONS, BundleSite, Producer, SiteInputs
+from edge_lora.bundle_sites import ACTIVATIONS, BundleSite, SiteInputs
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.onnx_passes import SlotPass
 from edge_lora.export.site_markers import markers
@@ -71,18 +71,13 @@ class AddSites(SlotPass):
         """Add the inputs and branches."""
         graph = model.graph
         marked = markers(graph)
-        weights = {slot.name for slot in self.slots}
-        producers = {
-            name: _producer(nodes[0], weights) if len(nodes) == 1 else None
-            for name, nodes in marked.items()
-        }
         switch = _add_switch(graph) if marked else None
         for name, nodes in marked.items():
             assert switch is not None
             values = {**_add_inputs(graph, self.sites[name]), "switch": switch}
             for node in nodes:
                 _replace(graph, node, values)
-            self.found[name] = BundleSite(site_inputs(name), producers[name])
+            self.found[name] = BundleSite(site_inputs(name))
         model.opset_imports.pop("edge_lora", None)
         return ir.passes.PassResult(model, modified=bool(marked))
 
@@ -91,27 +86,6 @@ class AddSites(SlotPass):
         super().ensures(model)
         if left := markers(model.graph):
             raise ir.passes.PostconditionError(f"sites still marked: {list(left)}")
-
-
-def _producer(marker: ir.Node, weights: set[str]) -> Producer | None:
-    """Return the linear layer that computes what ``marker`` passes on, if it is one alone."""
-    z, y = marker.inputs
-    assert y is not None
-    node, bias = y.producer(), ""
-    if node is not None and node.op_type == "Add":
-        constants = [v for v in node.inputs if v is not None and v.is_initializer()]
-        others = [v for v in node.inputs if v not in constants]
-        if len(constants) != 1 or others[0] is None:
-            return None
-        bias, node = str(constants[0].name), others[0].producer()
-    if node is None or node.op_type not in ("MatMul", "Gemm"):
-        return None
-    weight = node.inputs[1]
-    if weight is None or weight.name not in weights or len(weight.uses()) != 1:
-        return None
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = str(node.inputs[2].name)
-    return Producer(str(weight.name), bias, reads_site_input=node.inputs[0] is z)
 
 
 def _add_switch(graph: ir.Graph) -> ir.Value:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,14 +45,12 @@ class LoadedAdapter:
         path: Absolute path of the file.
         header: The file's JSON header.
         rank: Which of ``ranks`` is meant; None: the whole.
-        origin: The adapter that this is another form of, if any; both do the same.
     """
 
     name: str
     path: Path
     header: Mapping[str, Any]
     rank: int | None = None
-    origin: LoadedAdapter | None = None
 
     @cached_property
     def deltas(self) -> dict[str, SlotHeader]:
@@ -90,11 +91,14 @@ class LoadedAdapter:
         """Whether part of it stands at sites, beside the weights."""
         return any("bottleneck" in delta.form_names for delta in self.deltas.values())
 
+    @property
+    def weights(self) -> list[str]:
+        """Names of the weights that it changes: its slots that are no sites."""
+        return [n for n, delta in self.deltas.items() if "bottleneck" not in delta.form_names]
+
     @cached_property
     def file_hash(self) -> str:
         """sha256 of what the file does; its name and provenance do not count."""
-        if self.origin is not None:
-            return self.origin.file_hash
         counted = {k: self.header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
         counted["codebooks"] = self.header.get("codebooks", [])
         return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
@@ -102,8 +106,7 @@ class LoadedAdapter:
     @cached_property
     def content_hash(self) -> str:
         """``file_hash``, of this rank."""
-        rank = self.origin.rank if self.origin is not None else self.rank
-        return self.file_hash if rank is None else cache_key(self.file_hash, rank)
+        return self.file_hash if self.rank is None else cache_key(self.file_hash, self.rank)
 
     def at_rank(self, rank: int | None) -> LoadedAdapter:
         """Return the same adapter at one of its ranks.
@@ -111,27 +114,25 @@ class LoadedAdapter:
         Raises:
             UnsupportedError: If it was not trained to work at that rank; lists those that it was.
         """
-        if rank is None or rank == self.rank:
+        if rank is None:
             return self
-        if rank in self.ranks:
-            return replace(self, rank=rank)
+        with suppress(TypeError):  # what is no whole number is none of its ranks
+            if operator.index(rank) in self.ranks:
+                return replace(self, rank=int(rank))
         known = ", ".join(map(str, self.ranks)) or "none, it is of one rank: leave out rank"
         raise UnsupportedError(
             f"adapter {self.name!r} was not trained to work at rank {rank!r}; its ranks: {known}"
         )
 
     def open(self) -> AdapterFile:
-        """Read and check the file again, at this rank.
+        """Read and check the file again: what it has for weights, at this rank.
 
         Raises:
             AdapterFileError: If it is not the file that was loaded.
         """
-        file = read_file(self.path)
-        if json.loads(file.header) != self.header:
-            raise AdapterFileError(
-                f"adapter file '{self.path}' changed since it was loaded as {self.name!r}; "
-                "delete that adapter and load the file again"
-            )
+        file = self._file()
+        if self.has_bottleneck:
+            file = _only(self.weights, Adapter.load(self.path))
         return file if self.rank is None else file.at_rank(self.rank)
 
     def read(self) -> Adapter:
@@ -140,9 +141,25 @@ class LoadedAdapter:
         Raises:
             AdapterFileError: If it is not the file that was loaded.
         """
-        self.open()
+        self._file()
         adapter = Adapter.load(self.path)
         return adapter if self.rank is None else _at_rank(adapter, self.rank)
+
+    def _file(self) -> AdapterFile:
+        file = read_file(self.path)
+        if json.loads(file.header) != self.header:
+            raise AdapterFileError(
+                f"adapter file '{self.path}' changed since it was loaded as {self.name!r}; "
+                "delete that adapter and load the file again"
+            )
+        return file
+
+
+def _only(slots: Sequence[str], adapter: Adapter) -> AdapterFile:
+    """Return the file of a part of ``adapter``; the core refuses to compile bottlenecks."""
+    part = replace(adapter, deltas={name: adapter.deltas[name] for name in slots})
+    with tempfile.TemporaryDirectory(prefix="edge-lora-") as folder:
+        return read_file(part.save(Path(folder) / "weights.safetensors"))
 
 
 def _at_rank(adapter: Adapter, rank: int) -> Adapter:
@@ -222,9 +239,10 @@ class PatchPool:
         self._shrink()
 
     def drop(self, adapter: LoadedAdapter) -> None:
-        """Forget in memory every patch with ``adapter`` in it, at any rank; cache files stay."""
+        """Forget every patch with ``adapter`` in it, at any rank; the pinned one and files stay."""
         for key in [k for k, hashes in self._hashes.items() if adapter.file_hash in hashes]:
-            self._forget(key)
+            if key != self._pinned:
+                self._forget(key)
 
     def _forget(self, key: str) -> None:
         self._patches.pop(key, None)

@@ -20,6 +20,7 @@ from edge_lora.errors import UnsupportedError
 from edge_lora.runtime.rank_choice import Rank
 from edge_lora.runtime.sampling import Sampler, greedy
 from edge_lora.runtime.session import Session
+from edge_lora.runtime.text import tokenizer_of
 
 OnSwap = Literal["rebuild", "refuse"]
 Tokens = NDArray[np.int64]
@@ -61,7 +62,7 @@ class Decoder:
         if not prompts or not all(prompts):
             raise UnsupportedError("a prompt is empty: give at least one token each")
         self._session, self._adapter, self._on_swap = session, adapter, on_swap
-        self._rank = session.rank_of(adapter, rank) if adapter else None
+        self._rank = session.rank_of(adapter, rank)
         self._past = [s for s in session.inputs.values() if s.name.startswith("past.")]
         length = max(map(len, prompts))
         pad = np.zeros((len(prompts), length), np.int64)
@@ -163,3 +164,20 @@ def generate(
             break
         decoder.append(chosen)
     return Generation(tokens, times[0] if times else 0.0, times[1:], decoder.rebuilds)
+
+
+def generate_text(
+    session: Session,
+    prompt: str,
+    max_new_tokens: int,
+    sample: Sampler,
+    adapter: str | None = None,
+    rank: Rank = None,
+) -> str:
+    """Continue one text; see ``generate``."""
+    tokenizer = tokenizer_of(session.folder)
+    prompts = [tokenizer.encode(prompt).ids]
+    made = generate(
+        session, prompts, max_new_tokens=max_new_tokens, sample=sample, adapter=adapter, rank=rank
+    )
+    return str(tokenizer.decode(made.tokens[0]))

@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -15,33 +14,19 @@ from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
+from edge_lora.runtime.active_sites import ActiveSites
 from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.canary import canary_feeds
 from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
-from edge_lora.runtime.folding import fused_form
-from edge_lora.runtime.fused import Parts, open_weights
+from edge_lora.runtime.fused import Parts, fusible, low_precision_weights, open_weights
 from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.lock import ReadWriteLock
 from edge_lora.runtime.proof import is_visible, require_changes, require_difference
 from edge_lora.runtime.rank_choice import Rank
+from edge_lora.runtime.switching import SwapStats, paired
 from edge_lora.runtime.unfused import SlotInputs, UnfusedAdapters
-
-
-@dataclass(frozen=True)
-class SwapStats:
-    """What one switch did.
-
-    Attributes:
-        ms: Wall time of the switch alone; compiling, and waiting for running calls, are not in it.
-        bytes: Bytes of weights written.
-        route: How it was done.
-    """
-
-    ms: float
-    bytes: int
-    route: Route
 
 
 class Session:
@@ -68,7 +53,8 @@ class Session:
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loaded: dict[str, LoadedAdapter] = {}
         self._active: Parts = ()
-        self._fused: Parts = ()  # what is in the weights for them
+        self._fused: Parts = ()  # those of them that are in the weights
+        self._fed = SlotInputs({}, {})  # what their bottlenecks are fed by
         self._canary = canary_feeds(manifest)
         self._closed = False
         self._broken = False  # a switch failed half way: the weights are no adapter's
@@ -81,6 +67,7 @@ class Session:
             self._engine.close()
             raise
         self._unfused = UnfusedAdapters(manifest, self._engine, self._canary)
+        self._sites = ActiveSites(manifest, self._engine)
 
     @property
     def route(self) -> Route:
@@ -108,7 +95,7 @@ class Session:
 
     @property
     def active_adapters(self) -> dict[str, float]:
-        """Fused adapters and their weights; empty is the base."""
+        """Names and weights of the adapters that every run computes with; empty is the base."""
         return {adapter.name: weight for adapter, weight in self._active}
 
     @property
@@ -138,18 +125,21 @@ class Session:
             Name -> array, owned by the caller.
         """
         check_inputs(inputs, self.inputs)
-        chosen = self.rank_of(adapter, rank) if adapter else None
+        chosen = self.rank_of(adapter, rank)
         with self.held() as engine:
-            extra = self._slot_inputs(adapter, chosen).arrays if adapter else {}
-            return engine.run({**inputs, **extra})
+            return engine.run({**inputs, **self._slot_inputs(adapter, chosen).arrays})
 
-    def rank_of(self, adapter: str, rank: Rank = None) -> int | None:
+    def rank_of(self, adapter: str | None, rank: Rank = None) -> int | None:
         """Return the rank that an unfused run of ``adapter`` with ``rank`` uses; None: the whole.
 
         Raises:
             UnsupportedError: If there is no such rank, or none keeps the latency budget; then it
-                lists what was measured.
+                lists what was measured. Or if a rank is given, but no adapter.
         """
+        if adapter is None:
+            if rank is not None:
+                raise UnsupportedError(f"rank {rank!r} is of no adapter; name one with adapter=")
+            return None
         if not isinstance(rank, str):
             return self._require_loaded(adapter).at_rank(rank).rank
         with self.held():
@@ -157,15 +147,15 @@ class Session:
             return self._unfused.at_rank(self._require_loaded(adapter), rank).rank
 
     def unfused_values(self, adapter: str | None, rank: int | None = None) -> Mapping[str, object]:
-        """Return the engine tensors that make a call inside ``held()`` run with ``adapter``."""
-        return self._slot_inputs(adapter, rank).values if adapter else {}
+        """Return the engine tensors that a call inside ``held()`` is fed beside its inputs."""
+        return self._slot_inputs(adapter, rank).values
 
     def io_binding(self, adapter: str | None = None, rank: Rank = None) -> IoBinding:
         """Return a binding of inputs and outputs to memory that stays, for calls without copies.
 
         Unlike ONNX Runtime's own active adapters, an unfused ``adapter`` works through it.
         """
-        return IoBinding(self, adapter, self.rank_of(adapter, rank) if adapter else None)
+        return IoBinding(self, adapter, self.rank_of(adapter, rank))
 
     @contextmanager
     def held(self) -> Iterator[Engine]:
@@ -190,21 +180,11 @@ class Session:
         For batches, token ids and timings see
         :func:`edge_lora.runtime.generate.generate`.
         """
-        from edge_lora.runtime.generate import generate
+        from edge_lora.runtime.generate import generate_text
         from edge_lora.runtime.sampling import greedy, nucleus
-        from edge_lora.runtime.text import tokenizer_of
 
-        tokenizer = tokenizer_of(self.folder)
         sample = greedy if top_p is None else nucleus(top_p, temperature, seed)
-        result = generate(
-            self,
-            [tokenizer.encode(prompt).ids],
-            max_new_tokens=max_new_tokens,
-            sample=sample,
-            adapter=adapter,
-            rank=rank,
-        )
-        return str(tokenizer.decode(result.tokens[0]))
+        return generate_text(self, prompt, max_new_tokens, sample, adapter, rank)
 
     def load_adapter(self, path: str | Path, name: str | None = None) -> str:
         """Read, check and compile an adapter; the weights in use do not change.
@@ -239,15 +219,14 @@ class Session:
                 warnings.warn(unbound(loaded, self.manifest.base_id), stacklevel=2)
             try:
                 self._prove_effect(loaded)
-            except EdgeLoraError:
-                self._weights.forget(loaded)
-                self._unfused.forget(name)
+            except BaseException:
+                self._forget(loaded)
                 raise
             self._loaded[name] = loaded
         return name
 
     def set_adapter(self, name: str, weight: float = 1.0, rank: int | None = None) -> SwapStats:
-        """Fuse one adapter, at one of its ranks if it is nested, instead of what is fused now."""
+        """Make one adapter active, at one of its ranks if it is nested; see ``set_adapters``."""
         return self.set_adapters([name], [weight], [rank])
 
     def set_adapters(
@@ -256,26 +235,18 @@ class Session:
         weights: Sequence[float] | None = None,
         ranks: Sequence[int | None] | None = None,
     ) -> SwapStats:
-        """Fuse a weighted sum of adapters, instead of what is fused now.
+        """Let every run compute with a weighted sum of adapters, instead of those active now.
+
+        What they have for weights is fused; their bottlenecks are fed to the sites on every run.
 
         Args:
             names: Loaded adapters, each at most once; none is the base.
             weights: One finite number each; default 1. Zero leaves the adapter out.
             ranks: One each; default None, the whole adapter.
         """
-        weights = [1.0] * len(names) if weights is None else [float(w) for w in weights]
-        ranks = [None] * len(names) if ranks is None else ranks
-        if not len(weights) == len(names) == len(ranks) == len(set(names)):
-            raise UnsupportedError(
-                f"adapters {list(names)}, weights {weights} and ranks {list(ranks)} do not pair up"
-            )
-        if not np.isfinite(weights).all():
-            raise UnsupportedError(f"weights {weights} are not finite")
+        asked = paired(names, weights, ranks)
         with self._changing:
-            wanted = [
-                (self._require_loaded(name).at_rank(rank), weight)
-                for name, weight, rank in zip(names, weights, ranks, strict=True)
-            ]
+            wanted = [(self._require_loaded(n).at_rank(rank), weight) for n, weight, rank in asked]
             return self._switch([(adapter, weight) for adapter, weight in wanted if weight])
 
     def disable_adapters(self) -> SwapStats:
@@ -283,22 +254,21 @@ class Session:
         return self.set_adapters([])
 
     def delete_adapter(self, name: str) -> None:
-        """Forget a loaded adapter; one that is fused must be taken out first."""
+        """Forget a loaded adapter; one that is active must be taken out first."""
         with self._changing:
             self._require_open()
             loaded = self._require_loaded(name)
             if name in self.active_adapters:
                 raise UnsupportedError(
-                    f"adapter {name!r} is fused; call disable_adapters() or set another one first"
+                    f"adapter {name!r} is active; call disable_adapters() or set another one first"
                 )
-            self._weights.forget(loaded)
             with self._lock.exclusive():
-                self._unfused.forget(name)
                 del self._loaded[name]
+                self._forget(loaded)
 
     @contextmanager
     def using(self, name: str, weight: float = 1.0, rank: int | None = None) -> Iterator[Session]:
-        """Fuse an adapter inside the block; what was fused before comes back after it."""
+        """Make an adapter active in the block; what was active before comes back after it."""
         before = self._active
         self.set_adapter(name, weight, rank)
         try:
@@ -346,16 +316,20 @@ class Session:
     def _switch(self, active: Parts) -> SwapStats:
         """Fuse ``active``; the caller holds ``_changing``."""
         self._require_open()
-        parts = [(fused_form(a, self.folder, self.manifest), weight) for a, weight in active]
-        if parts:
-            self._weights.prepare(parts)  # may compile: not while runs wait
+        fused, fed = self._prepared(active)
+        if fused:
+            self._weights.prepare(fused)  # may compile: not while runs wait
         with self._lock.exclusive():
             start = perf_counter()
-            written = self._swap(parts)
+            written = self._swap(fused)
             ms = (perf_counter() - start) * 1e3
-            self._active, self._fused = active, parts
-            self._weights.keep(parts)
+            self._active, self._fused, self._fed = active, fused, fed
+            self._weights.keep(fused)
         return SwapStats(ms, written, self.route)
+
+    def _prepared(self, active: Parts) -> tuple[Parts, SlotInputs]:
+        """Return what is fused for ``active``, and what the sites are fed."""
+        return fusible(active, self.manifest), self._sites.inputs(active)
 
     def _swap(self, parts: Parts) -> int:
         """Swap; if that failed and could not be taken back, nothing may run any more."""
@@ -367,23 +341,46 @@ class Session:
 
     def _prove_effect(self, loaded: LoadedAdapter) -> None:
         """Run a canary with and without ``loaded``; nobody else sees either."""
-        parts = [] if loaded.has_bottleneck else [(loaded, 1.0)]
-        if parts:
-            require_changes(loaded, self._weights.prepare(parts))
+        fused: Parts = ()
+        if low_precision_weights(loaded, self.manifest):
+            inputs = self._unfused.inputs(loaded)
+        else:
+            fused, inputs = self._prepared([(loaded, 1.0)])
+        if fused:
+            changed = self._weights.prepare(fused)
+            if not loaded.has_bottleneck:
+                require_changes(loaded, changed)
             if not is_visible(loaded, self.manifest):
                 return  # the compiler's count of changes must do
         with self._lock.exclusive():
-            inputs = {} if parts else self._unfused.inputs(loaded).arrays
             try:
                 self._swap([])
                 base = self._engine.run(self._canary)
-                self._swap(parts)
-                adapted = self._engine.run({**self._canary, **inputs})
+                self._swap(fused)
+                adapted = self._engine.run({**self._canary, **inputs.arrays})
             finally:
-                self._swap(self._fused)
+                self._restore()
         require_difference(loaded, base, adapted)
 
-    def _slot_inputs(self, name: str, rank: int | None) -> SlotInputs:
+    def _restore(self) -> None:
+        """Put back what was fused; if that fails, nothing may run any more."""
+        try:
+            self._swap(self._fused)
+        except BaseException:
+            self._broken = True
+            raise
+
+    def _forget(self, loaded: LoadedAdapter) -> None:
+        """Free what is kept of an adapter, unless another loaded one does the same."""
+        if all(other.file_hash != loaded.file_hash for other in self._loaded.values()):
+            self._weights.forget(loaded)
+            self._unfused.forget(loaded)
+            self._sites.forget(loaded)
+
+    def _slot_inputs(self, name: str | None, rank: int | None) -> SlotInputs:
+        """Return what one call is fed: for an unfused adapter, or for those that are active."""
+        if name is None:
+            return self._fed
         self._require_base(name)
         return self._unfused.inputs(self._require_loaded(name).at_rank(rank))
 
@@ -391,8 +388,8 @@ class Session:
         self._require_loaded(name)
         if self._active:
             raise UnsupportedError(
-                f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is fused; "
-                "call disable_adapters() first"
+                f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is "
+                "active; call disable_adapters() first"
             )
 
     def _require_loaded(self, name: str) -> LoadedAdapter:

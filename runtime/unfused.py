@@ -46,7 +46,7 @@ class UnfusedAdapters:
         Raises:
             UnsupportedError: If the bundle lacks inputs for it, or it cannot run unfused.
         """
-        key = (adapter.name, adapter.rank)
+        key = (adapter.file_hash, adapter.rank)
         with self._lock:
             if key not in self._inputs:
                 self._inputs[key] = self._prepare(adapter)
@@ -66,7 +66,7 @@ class UnfusedAdapters:
                 f"adapter {adapter.name!r} is of one rank, so {rank!r} has nothing to choose from"
             )
         with self._lock:
-            key = (adapter.name, rank)
+            key = (adapter.file_hash, rank)
             if key not in self._chosen:
                 feeds = step_feeds(self.engine, self.manifest, self.canary)
                 prepared = {r: self._prepare(adapter.at_rank(r)) for r in adapter.ranks}
@@ -75,11 +75,12 @@ class UnfusedAdapters:
                 self._chosen[key] = choose(adapter.name, latencies, budget_ms)
             return adapter.at_rank(self._chosen[key])
 
-    def forget(self, name: str) -> None:
-        """Drop what is kept of an adapter."""
+    def forget(self, adapter: LoadedAdapter) -> None:
+        """Drop what is kept of an adapter, and of those that do the same."""
+        gone = adapter.file_hash
         with self._lock:
-            self._inputs = {k: v for k, v in self._inputs.items() if k[0] != name}
-            self._chosen = {k: v for k, v in self._chosen.items() if k[0] != name}
+            self._inputs = {k: v for k, v in self._inputs.items() if k[0] != gone}
+            self._chosen = {k: v for k, v in self._chosen.items() if k[0] != gone}
 
     def clear(self) -> None:
         """Drop everything: the engine is about to close."""

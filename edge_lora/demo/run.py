@@ -177,7 +177,7 @@ def _measure(session: Session, skill: str, path: Path, count: int) -> SkillResul
     for _ in range(SWAPS):
         times.append(session.set_adapter(skill).ms)
         session.disable_adapters()
-    low_rank = all(set(d.forms) == {"low_rank"} for d in session.header(skill).deltas.values())
+    low_rank = all(set(d.form_names) == {"low_rank"} for d in session.header(skill).deltas.values())
     latency = _latency(session, skill, unfused=low_rank)
     return SkillResult(
         skill=skill,

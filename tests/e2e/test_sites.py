@@ -1,12 +1,13 @@
 """Bottlenecks at sites: idle they are the base, fed they are what torch computes with hooks."""
 
+import copy
 import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edge_lora import Adapter, BaseIdentity, Bottleneck, Delta, LowRank
+from edge_lora import Adapter, BaseIdentity, Bottleneck, Delta, Dense, LowRank
 from edge_lora.bundle import read_manifest
 from edge_lora.errors import AdapterMismatchError, NoEffectError, UnsupportedError
 from edge_lora.runtime import open_bundle
@@ -63,7 +64,7 @@ def branch(form, z, alpha):
 
 def hooked(model, path, run):
     """Return ``run()`` with the adapter's bottlenecks and low-rank deltas added by hooks."""
-    adapter = Adapter.load(path)
+    adapter = path if isinstance(path, Adapter) else Adapter.load(path)
     modules = dict(model.named_modules())
     handles, read = [], {}
     for name, delta in adapter.deltas.items():
@@ -97,6 +98,17 @@ def hooked(model, path, run):
     finally:
         for handle in handles:
             handle.remove()
+
+
+def summed(adapters, weights):
+    """Return one adapter with the forms of all, each as strong as asked."""
+    deltas = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for name, delta in adapter.deltas.items():
+            forms = tuple(replace(f, scale=f.scale * adapter.alpha * weight) for f in delta.forms)
+            before = deltas[name].forms if name in deltas else ()
+            deltas[name] = replace(delta, forms=(*before, *forms))
+    return replace(adapters[0], deltas=deltas, alpha=1.0)
 
 
 def assert_close(found, expected):
@@ -245,9 +257,18 @@ def test_a_language_model_with_bottlenecks_and_low_rank_slots(
         logits = hooked(torch_model, path, lambda: torch_model(torch.tensor([ids])).logits)
         assert token == logits[0, -1].argmax()
         ids.append(token)
-    with pytest.raises(UnsupportedError, match=r"(?s)cannot be fused.*session\.run"):
-        llama_session.set_adapter(name)
-    assert llama_session.active_adapters == {}
+    idle = llama_session.state_id
+    with llama_session.using(name):
+        assert_close(llama_session.run(feeds)["logits"], found)
+        assert llama_session.state_id != idle
+        again = generate(llama_session, [[1, 5, 2]], max_new_tokens=6, stop=[])
+        assert again.tokens == generated.tokens
+        plain = llama_session.io_binding()
+        for key, array in feeds.items():
+            plain.bind_input(key, array)
+        assert_close(plain.numpy(plain.run()["logits"]), found)
+    assert llama_session.run(feeds)["logits"].tobytes() == base.tobytes()
+    assert llama_session.state_id == idle
     llama_session.delete_adapter(name)
 
 
@@ -291,47 +312,110 @@ def test_forms_in_the_wrong_place_are_all_named(net_session, tmp_path):
     assert net_session.adapters == []
 
 
-FOLDS = [
-    ("blocks.0.down", "parallel", True),
-    ("blocks.0.down", "sequential", True),
-    ("head", "sequential", False),
-    ("head", "parallel", False),
-]
+@pytest.mark.parametrize("route", ["packed", "reload"])
+def test_active_adapters_are_fused_and_fed_and_add_up(route, net, net_session, x, tmp_path):
+    manifest = net_session.manifest
+    site, weight = "blocks.0.down", "blocks.1.up.weight"
+    rng = np.random.default_rng(1)
+    a, bt = (rng.standard_normal((2, n)).astype(np.float32) for n in (8, 16))
+    one = {
+        site: [bottleneck((8, 16), "relu", "parallel", 1)],
+        "head": [bottleneck((3, 8), "gelu", "sequential", 2)],
+        weight: [LowRank(a, bt, 0.2)],
+    }
+    other = {site: [bottleneck((8, 16), "none", "sequential", 3)]}
+    paths = [write(tmp_path, manifest, one, "one", alpha=2.0), write(tmp_path, manifest, other)]
+
+    adapters = [Adapter.load(path) for path in paths]
+
+    def expected(weights):
+        return hooked(net, summed(adapters, weights), lambda: net(torch.from_numpy(x)))
+
+    with open_bundle(net_session.folder, threads=1, route=route) as session:
+        for path in paths:
+            session.load_adapter(path)
+        base = run_net(session, x)
+        session.set_adapters(["one", "adapter"], [0.5, 1.5])
+        both = session.state_id
+        assert_close(run_net(session, x), expected([0.5, 1.5]))
+        assert session.differing_slots() == [weight]
+        with pytest.raises(UnsupportedError, match=r"unfused while .* is active"):
+            session.run({"x": x}, adapter="one")
+        session.set_adapter("adapter")
+        assert_close(run_net(session, x), expected([0, 1]))
+        assert session.differing_slots() == []
+        assert session.active_adapters == {"adapter": 1.0}
+        assert session.state_id != both
+        paths[1].unlink()
+        with session.using("one"):
+            assert_close(run_net(session, x), expected([1, 0]))
+        assert session.active_adapters == {"adapter": 1.0}
+        session.disable_adapters()
+        assert run_net(session, x).tobytes() == base.tobytes()
 
 
-@pytest.mark.parametrize(("site", "placement", "biases"), FOLDS)
-def test_a_linear_branch_beside_a_linear_layer_is_fused(
-    site, placement, biases, net, net_session, x, tmp_path
+@pytest.mark.parametrize("act", ["relu", "none"])
+def test_a_bottleneck_with_a_replaced_head_is_set_and_not_run_unfused(
+    act, net, net_session, x, tmp_path
 ):
-    form = bottleneck(net_session.manifest.slots[site].shape, "none", placement, biases=biases)
-    path = write(tmp_path, net_session.manifest, {site: [form]}, "linear", alpha=2.0)
-    name = net_session.load_adapter(path)
-    expected = hooked(net, path, lambda: net(torch.from_numpy(x)))
-    base = run_net(net_session, x)
+    site, head = "blocks.0.down", np.random.default_rng(4).standard_normal((3, 8), np.float32)
+    deltas = {
+        site: [bottleneck((8, 16), act, "parallel")],
+        "head.weight": [Dense(head, mode="set")],
+    }
+    name = net_session.load_adapter(write(tmp_path, net_session.manifest, deltas, "head"))
+    with pytest.raises(UnsupportedError, match=r"(?s)head\.weight.*set_adapter\(\)"):
+        net_session.run({"x": x}, adapter=name)
+    only = write(tmp_path, net_session.manifest, {site: [form]}, "only")
+    changed = copy.deepcopy(net)
+    changed.head.weight.data = torch.from_numpy(head)
     with net_session.using(name):
-        assert_close(run_net(net_session, x), expected)
-        assert net_session.differing_slots()
-    assert run_net(net_session, x).tobytes() == base.tobytes()
-    assert net_session.patch_bytes > 0
+        assert_close(
+            run_net(net_session, x), hooked(changed, only, lambda: changed(torch.from_numpy(x)))
+        )
+    assert net_session.differing_slots() == []
     net_session.delete_adapter(name)
-    assert net_session.patch_bytes == 0
 
 
-REFUSED = [
-    ("blocks.0.down", "relu", "parallel", "activation 'relu' is no linear map"),
-    ("blocks.1", "none", "parallel", "not that of one linear layer"),
-    ("blocks.1.down", "none", "sequential", "blocks.1.down.bias, which is no slot"),
-    ("head", "none", "parallel", "a bias that the layer does not have"),
-]
+class Two(torch.nn.Module):
+    """A site whose output has a second reader, and whose bias a second layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.site, self.other = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.other.bias = self.site.bias
+        self.pair = Pair(self.site)
+
+    def forward(self, x):
+        y, mean = self.pair(x)
+        return self.other(torch.relu(y)) + mean
 
 
-@pytest.mark.parametrize(("site", "act", "placement", "reason"), REFUSED)
-def test_a_branch_that_is_no_change_of_a_weight_is_refused(
-    site, act, placement, reason, net_session, tmp_path
-):
-    form = bottleneck(net_session.manifest.slots[site].shape, act, placement)
-    path = write(tmp_path, net_session.manifest, {site: [form]}, "refused")
-    name = net_session.load_adapter(path)
-    with pytest.raises(UnsupportedError, match=reason):
-        net_session.set_adapter(name)
-    net_session.delete_adapter(name)
+class Pair(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y, y.mean(-1, keepdim=True)
+
+
+def test_only_what_reads_the_site_sees_an_active_branch(tmp_path):
+    from edge_lora.export import export_bundle
+
+    net, x = Two().eval(), torch.randn(4, 8)
+    export_bundle(
+        net, tmp_path / "out", example_inputs={"x": x}, sites=["pair"],
+        slot_names=["site", "other", "site.bias"], progress=False,
+    )  # fmt: skip
+    form = bottleneck((8, 8), "none", "parallel")
+    hook = net.pair.register_forward_hook(
+        lambda _, z, out: (out[0] + branch(form, z[0], 1), out[1])
+    )
+    expected = net(x).detach().numpy()
+    hook.remove()
+    with open_bundle(tmp_path / "out", threads=1) as session:
+        session.load_adapter(write(tmp_path, session.manifest, {"pair": [form]}))
+        session.set_adapter("adapter")
+        assert_close(run_net(session, x.numpy()), expected)

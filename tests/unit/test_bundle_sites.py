@@ -15,7 +15,7 @@ from edge_lora.bundle import (
     write_manifest,
 )
 from edge_lora.bundle_check import verify_fingerprint, verify_slots
-from edge_lora.bundle_sites import BundleSite, Producer, SiteInputs
+from edge_lora.bundle_sites import BundleSite, SiteInputs
 from edge_lora.errors import BundleError
 from edge_lora.slots import fingerprint_of
 
@@ -27,7 +27,7 @@ def some_manifest():
     weight = Slot("q.weight", (2, 3), "F32", hashlib.sha256(WEIGHTS[:24]).hexdigest())
     bias = Slot("q.bias", (2,), "F32", hashlib.sha256(WEIGHTS[24:]).hexdigest(), "other")
     sites = {
-        "q": BundleSite(INPUTS, Producer("q.weight", "q.bias", reads_site_input=True)),
+        "q": BundleSite(INPUTS),
         "norm->q": BundleSite(INPUTS),
     }
     site_slots = [Slot(name, (2, 3), "F32", "", "site") for name in sites]
@@ -100,10 +100,6 @@ def in_inputs(**fields):
     return lambda raw: raw["sites"][0]["inputs"].update(fields)
 
 
-def in_producer(**fields):
-    return lambda raw: raw["sites"][0]["producer"].update(fields)
-
-
 BROKEN = {
     "sites an object": (lambda r: r.update(sites={}), "'sites' is {}"),
     "a site a text": (lambda r: r.update(sites=["q"]), "site 0: 'record' is 'q'"),
@@ -121,14 +117,6 @@ BROKEN = {
     "an input too few": (lambda r: r["sites"][0]["inputs"].pop("up"), "site q: 'up' is missing"),
     "an input a number": (in_inputs(up=1), "site q: 'up' is 1"),
     "one name for two inputs": (in_inputs(up="on"), "two of its 'inputs' have one name"),
-    "producer a text": (in_site(producer="q"), "site q: 'producer' is 'q'"),
-    "producer of nothing": (in_producer(weight="k.weight"), "site q: 'weight' is 'k.weight'"),
-    "producer a bias": (in_producer(weight="q.bias"), "site q: 'weight' is 'q.bias'"),
-    "producer of another width": (in_site(shape=[3, 3]), "site q: 'weight' is 'q.weight'"),
-    "producer that reads another": (in_site(shape=[2, 4]), "site q: 'weight' is 'q.weight'"),
-    "producer's bias a list": (in_producer(bias=[]), "site q: 'bias' is []"),
-    "reads a number": (in_producer(reads_site_input=1), "site q: 'reads_site_input' is 1"),
-    "producer's surprise": (in_producer(more=1), "site q: unknown keys ['more']"),
     "a slot that is a site": (
         lambda r: r["slots"][0].update(kind="site"),
         "slot q.weight: 'kind' is 'site'",
