@@ -36,6 +36,7 @@ SUFFIXES: dict[str, Target] = {
     ".onnx_adapter": "onnx",
 }
 WORST = 5  # slots to show
+LARGE_ERROR = 0.5  # relative, from which on the user is told
 ROUNDING = 1e-12  # relative; what lies below is that of computing the error
 
 
@@ -179,6 +180,7 @@ def command(
             )
         report(f"writing {out}")
         _place(staged, out)
+    _warn(facts)
     if as_json:
         slots = [{"slot": e.slot, "relative_error": e.relative} for e in done.errors]
         print_json({**facts, "slot_errors": slots, "squeezed": [asdict(s) for s in done.squeezed]})
@@ -331,6 +333,17 @@ def _print(facts: dict[str, Any], done: Conversion) -> None:
         ]
         columns = ["target", "largest difference", "effect of the adapter", "greedy texts"]
         print_table(columns, rows, "outputs, original against converted")
+
+
+def _warn(facts: dict[str, Any]) -> None:
+    """Say on stderr what nobody may want."""
+    if facts["relative_error"] > LARGE_ERROR:
+        report(
+            f"note: the deltas are {facts['relative_error']:.0%} off. Use more bits or a higher "
+            "rank, and see with --base what it does to outputs"
+        )
+    if facts["bytes"] >= facts["bytes_before"] and facts["to"] == facts["from"]:
+        report("note: the result is no smaller")
 
 
 def _told_texts(row: dict[str, Any]) -> str:

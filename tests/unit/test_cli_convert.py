@@ -189,3 +189,11 @@ def test_how_to_code_without_bits_is_a_usage_error(option, source, tmp_path):
     result = run(source, tmp_path / "x.safetensors", *option)
     assert result.exit_code == 2
     assert "give --bits too" in result.stderr
+
+
+def test_what_nobody_may_want_is_told(source, tmp_path):
+    result = run(source, tmp_path / "x.safetensors", "--rank", 1, "--bits", 1)
+    assert result.exit_code == 0
+    assert "% off. Use more bits or a higher rank" in result.stderr
+    assert "no smaller" not in result.stderr
+    assert "no smaller" in run(source, tmp_path / "y.safetensors").stderr
