@@ -61,7 +61,10 @@ def slot_arrays(adapter: Adapter, manifest: Manifest) -> Arrays:
             dtype = VALUE_DTYPES[slot.dtype] if array.dtype == np.float32 else array.dtype
             arrays[key] = np.asarray(array, dtype, order="C")
     if problems:
-        advice = "Fuse it with set_adapter(), or export the bundle with the inputs that it needs"
+        advice = (
+            "Use set_adapter(), which needs an fp32 base, or export the bundle with the inputs "
+            "that it needs"
+        )
         title = f"adapter {adapter.name!r} cannot run unfused"
         raise UnsupportedError(f"{list_all(title, problems)}\n{advice}")
     return arrays

@@ -61,10 +61,11 @@ def compare(
 
 
 def _outputs(session: Session, name: str, feeds: Sequence[Arrays]) -> tuple[list[Arrays], str]:
-    """Return the outputs with an adapter fused, or where that cannot be, unfused."""
+    """Return the outputs with an active adapter, or where it cannot be active, unfused."""
+    has_sites = session.header(name).has_bottleneck
     try:
         with session.using(name):
-            return [session.run(dict(f)) for f in feeds], "fused"
+            return [session.run(dict(f)) for f in feeds], "sites fed" if has_sites else "fused"
     except UnsupportedError:
         return [session.run(dict(f), adapter=name) for f in feeds], "unfused"
 

@@ -9,8 +9,9 @@
 | up | ``up`` (d_out, rank), fp32 shadow | normal of std 1e-3, cut at 2e-3; 0 without codes |
 | Q | ``coded_weight.seen_through_codes``; nothing if ``bits`` is None | |
 
-No biases. Lowers to Bottleneck, which runs beside the base and is never fused. A classifier can be
-trained along with it (Bi-Head): its weight is replaced by one of as many bits; its bias stays.
+No biases. Lowers to Bottleneck, which runs beside the base. A classifier can be trained along with
+it (Bi-Head): its weight is replaced by one of as many bits; its bias stays. Such an adapter is
+fused there, so it runs as the active adapter of a session, not for one call alone.
 
 Sites by default are the modules named ``mlp``. The paper reads the block's input before the norm:
 ``slots=["*.norm2->*.mlp"]``. A branch after the whole block is sequential at the block:

@@ -164,7 +164,7 @@ def site_bundle(tmp_path_factory):
     return folder
 
 
-def test_a_bottleneck_is_compared_unfused(site_bundle, tmp_path):
+def test_a_bottleneck_is_compared_as_the_active_adapter(site_bundle, tmp_path):
     manifest = read_manifest(site_bundle)
     slot = manifest.slots["1"]
     rng = np.random.default_rng(0)
@@ -176,7 +176,7 @@ def test_a_bottleneck_is_compared_unfused(site_bundle, tmp_path):
     out = tmp_path / "x.safetensors"
     facts = facts_of(run(source, out, "--bits", 8, "--base", site_bundle, "--json"))
     (row,) = facts["equivalence"]
-    assert row["target"] == "edge-lora, unfused"
+    assert row["target"] == "edge-lora, sites fed"
     assert 0 < row["largest_difference"] < row["effect"] / 10
     assert 0 < facts["relative_error"] < 0.05
     onnx = tmp_path / "x.onnx_adapter"

@@ -153,3 +153,66 @@ def test_an_unbound_adapter_loads_with_a_warning(mlp_bundle, make_mlp_adapter, x
             found = session.run(x)["output_0"]
         with session.using("bound"):
             assert session.run(x)["output_0"].tobytes() == found.tobytes()
+
+
+def test_deleting_an_adapter_leaves_what_its_twin_needs(
+    mlp_bundle, make_mlp_adapter, x, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path / "cache"))
+    path = shutil.copy(make_mlp_adapter("low_rank", 1), tmp_path / "a.safetensors")
+    with open_bundle(mlp_bundle, threads=1) as session:
+        for name in ("one", "twin"):
+            session.load_adapter(path, name)
+        session.set_adapter("one")
+        expected = session.run(x)["output_0"]
+        session.delete_adapter("twin")
+        Path(path).unlink()
+        shutil.rmtree(tmp_path / "cache")
+        session.load_adapter(make_mlp_adapter("low_rank", 2), "other")
+        assert session.active_adapters == {"one": 1.0}
+        assert session.run(x)["output_0"].tobytes() == expected.tobytes()
+
+
+def test_a_session_that_cannot_go_back_after_a_canary_refuses_to_run(
+    mlp_bundle, make_mlp_adapter, x, monkeypatch
+):
+    with open_bundle(mlp_bundle, threads=1) as session:
+        session.load_adapter(make_mlp_adapter("low_rank", 1), "a")
+        session.set_adapter("a")
+        swap = session._weights.swap
+
+        def stuck(parts):
+            if [loaded.name for loaded, _ in parts] == ["a"]:
+                raise MemoryError
+            return swap(parts)
+
+        monkeypatch.setattr(session._weights, "swap", stuck)
+        with pytest.raises(MemoryError):
+            session.load_adapter(make_mlp_adapter("low_rank", 2), "b")
+        with pytest.raises(UnsupportedError, match="open the bundle again"):
+            session.run(x)
+
+
+def test_nothing_stays_of_a_load_that_was_interrupted(mlp_bundle, make_mlp_adapter, x, monkeypatch):
+    with open_bundle(mlp_bundle, threads=1) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(session._engine, "run", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.load_adapter(make_mlp_adapter("low_rank", 1), "a")
+        assert session.patch_bytes == 0
+        session.load_adapter(make_mlp_adapter("low_rank", 2), "a")
+        found = session.run(x, adapter="a")["output_0"]
+        session.set_adapter("a")
+        np.testing.assert_allclose(found, session.run(x)["output_0"], rtol=1e-4, atol=1e-5)
+
+
+def _interrupted(feeds):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("rank", [2, "auto:5ms", "nonsense"])
+def test_a_rank_without_an_adapter_is_refused(rank, mlp_bundle, x):
+    with open_bundle(mlp_bundle, threads=1) as session:
+        for use in (lambda: session.run(x, rank=rank), lambda: session.io_binding(rank=rank)):
+            with pytest.raises(UnsupportedError, match="is of no adapter"):
+                use()

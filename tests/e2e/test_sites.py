@@ -359,10 +359,8 @@ def test_a_bottleneck_with_a_replaced_head_is_set_and_not_run_unfused(
     act, net, net_session, x, tmp_path
 ):
     site, head = "blocks.0.down", np.random.default_rng(4).standard_normal((3, 8), np.float32)
-    deltas = {
-        site: [bottleneck((8, 16), act, "parallel")],
-        "head.weight": [Dense(head, mode="set")],
-    }
+    form = bottleneck((8, 16), act, "parallel")
+    deltas = {site: [form], "head.weight": [Dense(head, mode="set")]}
     name = net_session.load_adapter(write(tmp_path, net_session.manifest, deltas, "head"))
     with pytest.raises(UnsupportedError, match=r"(?s)head\.weight.*set_adapter\(\)"):
         net_session.run({"x": x}, adapter=name)

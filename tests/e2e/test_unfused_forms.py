@@ -166,7 +166,7 @@ def test_every_rank_of_a_nested_adapter(session, model, write, ids):
     for rank in (1, 2, 4):
         check(session, model, name, path, ids, rank)
         assert session.rank_of(name, rank) == rank
-        with session.using(name, rank=rank):
+        with session.using(name, rank=np.int64(rank)):  # as NumPy counts
             fused = session.run({"ids": ids})["output_0"]
             state = session.state_id
         expected = merged(model, path, ids, rank)
