@@ -92,7 +92,8 @@ class UnfusedAdapters:
         if not self.manifest.sites and not any(place.lora_inputs for place in places):
             raise UnsupportedError(
                 "this bundle has no slots as inputs, so an adapter cannot run unfused. "
-                "Export it with: edge-lora export … --slots inputs, or use set_adapter(), which needs an fp32 base"
+                "Export it with: edge-lora export … --slots inputs, or use set_adapter(), which "
+                "needs an fp32 base"
             )
         arrays = slot_arrays(adapter.read(), self.manifest)
         return SlotInputs(arrays, {name: self.engine.value(a) for name, a in arrays.items()})

@@ -375,6 +375,25 @@ def test_a_bottleneck_with_a_replaced_head_is_set_and_not_run_unfused(
     net_session.delete_adapter(name)
 
 
+def test_a_trained_branch_and_head_of_one_bit_compute_what_training_saw(
+    net, net_session, x, tmp_path
+):
+    from edge_lora.methods import attach
+
+    model = copy.deepcopy(net)
+    attached = attach(model, "biadaptformer", slots=["blocks.0.down"], rank=4, head="head.weight")
+    with torch.no_grad():
+        for parameter in attached.parameters():
+            parameter.add_(torch.randn_like(parameter) / 3)
+        expected = model(torch.from_numpy(x)).numpy()
+    path = attached.lower("bi-head").save(tmp_path / "bi-head")
+    attached.detach()
+    name = net_session.load_adapter(path)
+    with net_session.using(name):
+        assert_close(run_net(net_session, x), expected)
+    net_session.delete_adapter(name)
+
+
 class Two(torch.nn.Module):
     """A site whose output has a second reader, and whose bias a second layer reads."""
 

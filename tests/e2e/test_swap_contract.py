@@ -200,7 +200,7 @@ def test_using_gives_back_what_was_there(session, make_adapter):
     with session.using("b"):
         assert session.active_adapters == {"b": 1.0}
     assert session.active_adapters == {"a": 0.5}
-    with pytest.raises(UnsupportedError, match="is fused"):
+    with pytest.raises(UnsupportedError, match="is active"):
         session.delete_adapter("a")
     session.disable_adapters()
     session.delete_adapter("a")
