@@ -146,7 +146,9 @@ class SlotTable(Mapping[str, Slot]):
             try:
                 slot = self[name]
             except KeyError:
-                problems.append(f"{name}: no such slot{self._hint(name)}")
+                is_site = "bottleneck" in delta.form_names
+                hint = "; export the bundle with --sites" if is_site else self._hint(name)
+                problems.append(f"{name}: no such {'site' if is_site else 'slot'}{hint}")
                 continue
             if slot.name in seen:
                 problems.append(f"{name}: is the same tensor as {seen[slot.name]}")

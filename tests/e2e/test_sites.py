@@ -293,7 +293,7 @@ def test_a_bundle_without_the_site_refuses_by_name(bundle, llama, tmp_path):
     path = mixed(read_manifest(llama), tmp_path)
     with (
         open_bundle(bundle, threads=1) as session,
-        pytest.raises(AdapterMismatchError, match=r"layers\.0\.mlp: no such slot"),
+        pytest.raises(AdapterMismatchError, match=r"layers\.0\.mlp: no such site"),
     ):
         session.load_adapter(path)
 
