@@ -25,6 +25,7 @@ from edge_lora.bundle_check import verify_slots
 from edge_lora.errors import BundleError, UnknownNameError, UnsupportedError, list_all
 from edge_lora.export import onnx_passes
 from edge_lora.export.causal_lm import is_causal_lm, plan_causal_lm
+from edge_lora.export.foldable import require_read_at_run_time
 from edge_lora.export.onnx_graph import quiet, translate
 from edge_lora.export.plan import Plan, Task, plan_generic
 from edge_lora.export.site_graph import add_sites
@@ -260,6 +261,7 @@ def _run_passes(
         onnx_passes.Simplify(guarded)(graph)
     onnx_passes.FoldWeightTransposes(guarded)(graph)
     onnx_passes.Tidy(guarded, plan.weight_prefix)(graph)
+    require_read_at_run_time(graph.graph, kept)
     return kept
 
 
