@@ -14,7 +14,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,31 +110,25 @@ def size_of(adapter: Any) -> int:  # noqa: ANN401
         return int(adapter.save(Path(folder) / "adapter.safetensors").stat().st_size)
 
 
-class merged:  # noqa: N801
+@contextmanager
+def merged(model: Any, adapter: Any) -> Iterator[None]:  # noqa: ANN401
     """Hold a torch model with a low-rank adapter in its weights; the base comes back afterwards."""
+    import torch
 
-    def __init__(self, model: Any, adapter: Any) -> None:  # noqa: ANN401
-        """Prepare; nothing changes yet."""
-        self.parameters = dict(model.named_parameters())
-        self.adapter = adapter
-        self.base = {name: self.parameters[name].detach().clone() for name in adapter.deltas}
+    from edge_lora.forms import to_fp32
 
-    def __enter__(self) -> None:
-        """Add the deltas."""
-        import torch
-
-        from edge_lora.forms import to_fp32
-
-        for name, delta in self.adapter.deltas.items():
-            weight = self.parameters[name].data
+    parameters = dict(model.named_parameters())
+    base = {name: parameters[name].detach().clone() for name in adapter.deltas}
+    try:
+        for name, delta in adapter.deltas.items():
+            weight = parameters[name].data
             for form in delta.forms:
                 a, bt = (torch.from_numpy(to_fp32(v)).to(weight.device) for v in (form.a, form.bt))
-                weight += bt.T @ a * (form.scale * self.adapter.alpha)
-
-    def __exit__(self, *_: object) -> None:
-        """Give the base back."""
-        for name, weight in self.base.items():
-            self.parameters[name].data.copy_(weight)
+                weight += bt.T @ a * (form.scale * adapter.alpha)
+        yield
+    finally:
+        for name, weight in base.items():
+            parameters[name].data.copy_(weight)
 
 
 def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

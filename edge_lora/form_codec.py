@@ -39,7 +39,6 @@ from edge_lora.forms import (
     RowScale,
     Sparse,
     Values,
-    is_replacing,
     matrix_shape,
     values_of,
 )
@@ -172,8 +171,6 @@ class FormReader:
         form = decoders[kind]()
         if encodings:
             raise AdapterFileError(f"enc names {sorted(encodings)}, no values of this form")
-        if is_replacing(form) and scale != 1.0:
-            raise AdapterFileError("scale must be 1.0 for mode 'set'")
         return form
 
     def _coded(self, key: str, array: NDArray[Any], encoding: object) -> Coded:
