@@ -16,6 +16,7 @@ from edge_lora.cli.output import (
     print_json,
     print_table,
     report,
+    require_file_place,
 )
 from edge_lora.cli.tasks import task_option
 
@@ -97,8 +98,7 @@ def train_command(
     edge-lora train --task forecast --data my.csv --horizon 96 -o x.safetensors --fill 3
     """
     config = parse_settings(settings)
-    if not out.absolute().parent.is_dir():
-        raise click.UsageError(f"'{out}' cannot be written: there is no folder '{out.parent}'")
+    require_file_place(out)
     from edge_lora.timeseries.bases import make_base
     from edge_lora.timeseries.compare import baselines, trained, verdict
     from edge_lora.timeseries.series import read_series
