@@ -2,7 +2,7 @@
 
 The cache belongs to the weights that filled it. Each step compares the session's ``state_id``; if
 an adapter was switched in between, the cache is rebuilt from the tokens so far, or the step is
-refused.
+refused. Where it lies is the graph's matter: see ``kv_growing`` and ``kv_static``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_lora.bundle import TensorSpec
 from edge_lora.errors import UnsupportedError
+from edge_lora.runtime.kv_cache import cache_for
 from edge_lora.runtime.rank_choice import Rank
 from edge_lora.runtime.sampling import Sampler, greedy
 from edge_lora.runtime.session import Session
@@ -32,9 +32,10 @@ class Generation:
 
     Attributes:
         tokens: New token ids per prompt, without the end token.
-        prefill_ms: Time to the first token.
+        prefill_ms: Time to the first token; of prompts that run one after another, the sum.
         decode_ms: Of every later step.
-        rebuilds: How often an adapter switch made the cache be filled again.
+        rebuilds: How often the cache was lost, by an adapter switch or to another decoder of the
+            same session, and had to be filled again.
     """
 
     tokens: list[list[int]]
@@ -59,45 +60,38 @@ class Decoder:
             raise UnsupportedError(
                 f"bundle '{session.folder}' is not a causal language model; use session.run()"
             )
-        if not prompts or not all(prompts):
-            raise UnsupportedError("a prompt is empty: give at least one token each")
+        _require_tokens(prompts)
         self._session, self._adapter, self._on_swap = session, adapter, on_swap
         self._rank = session.rank_of(adapter, rank)
-        self._past = [s for s in session.inputs.values() if s.name.startswith("past.")]
+        self._cache = cache_for(session)
+        if len(prompts) > 1 and not self._cache.batches:
+            raise UnsupportedError(
+                f"bundle '{session.folder}' runs one sequence at a time here, {len(prompts)} were "
+                "given; use generate(), which runs them one after another"
+            )
         length = max(map(len, prompts))
         pad = np.zeros((len(prompts), length), np.int64)
         self.ids, self.mask = pad, pad.copy()  # (batch, total): tokens, 1 where a token is real
         for row, prompt in enumerate(prompts):
             self.ids[row, length - len(prompt) :] = prompt
             self.mask[row, length - len(prompt) :] = 1
-        self.rebuilds = 0
+        self._most = _most_tokens(session, self._cache.length)
         self._state = session.state_with(adapter, self._rank)
-        self._cached = 0  # positions whose keys and values are in the cache
-        self._cache: dict[str, object] = {}
+
+    @property
+    def rebuilds(self) -> int:
+        """How often the cache had to be filled again."""
+        return self._cache.rebuilds
 
     def step(self) -> NDArray[np.float32]:
         """Run what the cache does not hold yet; returns the last logits (batch, vocab)."""
-        most = int(self._session.manifest.config.get("context_length") or self.ids.shape[1])
-        if self.ids.shape[1] > most:
-            raise UnsupportedError(f"{self.ids.shape[1]} tokens, the model takes at most {most}")
+        total = self.ids.shape[1]
+        if self._most and total > self._most:
+            raise UnsupportedError(f"{total} tokens, the model takes at most {self._most}")
         with self._session.held() as engine:
             self._follow_swap()
-            if not self._cached:
-                self._cache = {s.name: engine.value(self._empty(s)) for s in self._past}
-            fresh = np.ascontiguousarray(self.ids[:, self._cached :])
-            positions = np.maximum(self.mask.cumsum(1) - 1, 0)[:, self._cached :]
-            feeds = {
-                "input_ids": engine.value(fresh),
-                "attention_mask": engine.value(self.mask),
-                "position_ids": engine.value(np.ascontiguousarray(positions)),
-                **self._cache,
-                **self._session.unfused_values(self._adapter, self._rank),
-            }
-            outputs = engine.run_values(feeds)
-            self._cache = {s.name: outputs[s.name.replace("past.", "present.")] for s in self._past}
-            self._cached = self.ids.shape[1]
-            logits = engine.numpy(outputs["logits"])
-        return np.asarray(logits[:, -1], np.float32)
+            adapter = self._session.unfused_values(self._adapter, self._rank)
+            return self._cache.run(engine, self.ids, self.mask, adapter)
 
     def append(self, tokens: Tokens) -> None:
         """Add one token (batch,) to every sequence."""
@@ -108,17 +102,13 @@ class Decoder:
         state = self._session.state_with(self._adapter, self._rank)
         if state == self._state:
             return
-        if self._on_swap == "refuse" and self._cached:
+        if self._on_swap == "refuse" and self._cache.filled:
             raise UnsupportedError(
                 "the adapter was switched while this text was being generated, so its key/value "
                 "cache is of other weights; start again, or generate with on_swap='rebuild'"
             )
-        self.rebuilds += self._cached > 0
-        self._state, self._cached = state, 0
-
-    def _empty(self, spec: TensorSpec) -> NDArray[np.generic]:
-        rest = [d if isinstance(d, int) else 0 for d in spec.shape[1:]]
-        return np.zeros([self.ids.shape[0], *rest], spec.dtype)
+        self._cache.clear()
+        self._state = state
 
 
 def generate(
@@ -145,11 +135,37 @@ def generate(
         rank: At which of its ranks, or "auto:12ms"; see ``Session.run``.
         on_swap: What to do when the fused adapter is switched meanwhile.
         on_tokens: Called with each step's tokens (batch,).
+
+    A graph with a cache of its own runs the prompts one after another, as batches of one.
     """
+    _require_tokens(prompts)
     ends = set(session.manifest.config.get("eos_token_ids", []) if stop is None else stop)
-    decoder = Decoder(session, prompts, adapter, on_swap, rank)
-    done = np.zeros(len(prompts), bool)
-    tokens: list[list[int]] = [[] for _ in prompts]
+    together = cache_for(session).batches
+    batches = [list(prompts)] if together else [[prompt] for prompt in prompts]
+    made = [
+        _continue(
+            Decoder(session, batch, adapter, on_swap, rank), ends, max_new_tokens, sample, on_tokens
+        )
+        for batch in batches
+    ]
+    return Generation(
+        tokens=[row for part in made for row in part.tokens],
+        prefill_ms=sum(part.prefill_ms for part in made),
+        decode_ms=[ms for part in made for ms in part.decode_ms],
+        rebuilds=sum(part.rebuilds for part in made),
+    )
+
+
+def _continue(
+    decoder: Decoder,
+    ends: set[int],
+    max_new_tokens: int,
+    sample: Sampler,
+    on_tokens: Callable[[Tokens], None] | None,
+) -> Generation:
+    """Decode one batch until every sequence has ended."""
+    done = np.zeros(len(decoder.ids), bool)
+    tokens: list[list[int]] = [[] for _ in decoder.ids]
     times: list[float] = []
     for _ in range(max_new_tokens):
         start = perf_counter()
@@ -181,3 +197,14 @@ def generate_text(
         session, prompts, max_new_tokens=max_new_tokens, sample=sample, adapter=adapter, rank=rank
     )
     return str(tokenizer.decode(made.tokens[0]))
+
+
+def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:
+    if not prompts or not all(prompts):
+        raise UnsupportedError("a prompt is empty: give at least one token each")
+
+
+def _most_tokens(session: Session, cache_length: int) -> int:
+    """Return how many tokens the model and its cache take; 0: no limit is known."""
+    limits = (int(session.manifest.config.get("context_length") or 0), cache_length)
+    return min((limit for limit in limits if limit), default=0)
