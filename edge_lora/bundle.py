@@ -5,6 +5,7 @@ Layout::
     bundle.json            this module
     onnx/model.onnx        plain ONNX, runs in any ONNX Runtime
     onnx/weights.bin       its external data
+    executorch/model.pte   plain ExecuTorch program; a bundle has one of the two, or both
     tokenizer/             where the base has one
 
 The exporter writes a bundle, the runtime reads it; they share nothing else.
@@ -30,39 +31,23 @@ from edge_lora.bundle_fields import (
     natural,
     require_keys,
     sequence,
-    symbolic_axes,
     text,
 )
+from edge_lora.bundle_program import Program as Program
+from edge_lora.bundle_program import program_record, read_program
 from edge_lora.bundle_sites import BundleSite, read_site, site_record
 from edge_lora.bundle_slots import FileRecord as FileRecord
 from edge_lora.bundle_slots import StoredSlot as StoredSlot
 from edge_lora.bundle_slots import read_place, read_slot
+from edge_lora.bundle_tensors import TensorSpec as TensorSpec
+from edge_lora.bundle_tensors import read_specs
 from edge_lora.errors import BundleError, list_all
 from edge_lora.slots import Slot, SlotTable
 
-FORMAT_VERSION = (1, 1)  # 1.1: sites, gain inputs
+FORMAT_VERSION = (1, 2)  # 1.1: sites, gain inputs; 1.2: an ExecuTorch program
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 64 << 20  # a slot takes about 400 bytes: room for 100,000 of them
 Task = Literal["causal-lm", "generic"]
-_GRAPH_DTYPES = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "bfloat16", "float32", "float64",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of the graph.
-
-    Attributes:
-        name: As the graph calls it.
-        dtype: NumPy's name, "float32".
-        shape: Of each dimension the size, or the name if it is symbolic.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,9 +59,10 @@ class Manifest:
         fingerprint: Base fingerprint over *all* its slots, also those that this bundle leaves out.
         task: "causal-lm" or "generic".
         slots: The slots that adapters may change in this bundle, weights and sites.
-        stored: Name of a slot with a weight -> where it lies.
-        inputs: The graph's required inputs.
-        outputs: The graph's outputs.
+        stored: Name of a slot with a weight -> where it lies for the ONNX graph; empty if there is
+            none.
+        inputs: The ONNX graph's required inputs.
+        outputs: The ONNX graph's outputs.
         files: Path -> size and hash of every file but the manifest.
         parity: Engine -> largest relative error against torch, as measured by the exporter.
         config: What ``generate`` needs: eos ids, layers, heads, head size, vocabulary size.
@@ -86,6 +72,7 @@ class Manifest:
         extra: Unknown optional keys, kept.
         base_slots: How many slots the fingerprint covers; 0 if the manifest does not say.
         sites: Name of a slot that is a site -> its graph inputs.
+        program: The ExecuTorch program, if there is one.
     """
 
     base_id: str
@@ -102,14 +89,19 @@ class Manifest:
     extra: Mapping[str, Any] = field(default_factory=dict)
     base_slots: int = 0
     sites: Mapping[str, BundleSite] = field(default_factory=dict)
+    program: Program | None = None
 
     @property
     def weights(self) -> dict[str, Slot]:
         """The slots that have a weight, by name."""
-        return {name: self.slots[name] for name in self.stored}
+        return {name: slot for name, slot in self.slots.items() if slot.kind != "site"}
 
 
-_KNOWN = {f.name for f in fields(Manifest)} | {"edge_lora_bundle", "base"}
+_KNOWN = {f.name for f in fields(Manifest)} - {"program"} | {
+    "edge_lora_bundle",
+    "base",
+    "executorch",
+}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -119,9 +111,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "base": {"id": manifest.base_id, "fingerprint": manifest.fingerprint, **count},
         "task": manifest.task,
         "slots": [
-            {**asdict(slot), "stored": asdict(manifest.stored[slot.name])}
-            for slot in manifest.weights.values()
+            {**asdict(slot), **_stored_record(manifest, name)}
+            for name, slot in manifest.weights.items()
         ],
+        **({"executorch": program_record(manifest.program)} if manifest.program else {}),
         **({"sites": _site_records(manifest)} if manifest.sites else {}),
         **{key: [asdict(spec) for spec in getattr(manifest, key)] for key in ("inputs", "outputs")},
         "files": {path: asdict(record) for path, record in manifest.files.items()},
@@ -134,6 +127,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
             json.dumps({"edge_lora_bundle": list(FORMAT_VERSION), **document}, indent=1)
         )
     return path
+
+
+def _stored_record(manifest: Manifest, name: str) -> dict[str, Any]:
+    """Return where the ONNX graph's weight lies; empty if there is no such graph."""
+    return {"stored": asdict(manifest.stored[name])} if manifest.stored else {}
 
 
 def _site_records(manifest: Manifest) -> list[dict[str, Any]]:
@@ -183,7 +181,8 @@ def _parse(raw: dict[str, Any]) -> Manifest:
     files = _read_files(raw.get("files"), problems)
     slots, stored = _read_slots(raw.get("slots"), files, problems)
     site_slots, sites = _read_sites(raw.get("sites", []), slots, problems)
-    specs = {key: _read_specs(raw.get(key), key, problems) for key in ("inputs", "outputs")}
+    program = _read_program(raw, slots, stored, files, problems)
+    specs = {key: read_specs(raw.get(key), key, problems) for key in ("inputs", "outputs")}
     maps = {
         key: collect(problems, mapping, raw.get(key, {}), key, "bundle") or {}
         for key in ("parity", "config", "producer")
@@ -203,6 +202,7 @@ def _parse(raw: dict[str, Any]) -> Manifest:
         slots=SlotTable([*slots, *site_slots], base[0], base[1]),
         stored=stored,
         sites=sites,
+        program=program,
         files=files,
         extra={key: value for key, value in raw.items() if key not in _KNOWN},
         parity=maps["parity"],
@@ -255,15 +255,41 @@ def _read_slots(
         slot = collect(problems, read_slot, record, f"slot {index}")
         if slot is None:
             continue
-        place = collect(problems, read_place, record["stored"], slot, files)
         repeated = names.intersection((slot.name, *slot.aliases))
         if repeated:
             problems.append(f"slot {slot.name}: {sorted(repeated)} names another slot too")
         names.update((slot.name, *slot.aliases))
-        if place is not None:
-            slots.append(slot)
-            stored[slot.name] = place
+        slots.append(slot)
+        if "stored" in record:
+            place = collect(problems, read_place, record["stored"], slot, files)
+            if place is not None:
+                stored[slot.name] = place
     return slots, stored
+
+
+def _read_program(
+    raw: dict[str, Any],
+    slots: list[Slot],
+    stored: Mapping[str, StoredSlot],
+    files: Mapping[str, FileRecord],
+    problems: list[str],
+) -> Program | None:
+    """Return the program if there is one; note slots that an engine of the bundle lacks."""
+    if stored or "executorch" not in raw:
+        unplaced = [slot.name for slot in slots if slot.name not in stored]
+        problems += [f"slot {name}: 'stored' is missing or damaged" for name in unplaced]
+    if "executorch" not in raw:
+        return None
+    by_name = {slot.name: slot for slot in slots}
+    program = collect(problems, read_program, raw["executorch"], by_name, files)
+    if program is not None:
+        absent = [name for name in by_name if name not in program.slots]
+        problems += [f"executorch: slot {name}: is missing" for name in absent]
+        if (program.cache_length > 0) != (raw.get("task") == "causal-lm"):
+            problems.append(
+                f"executorch: 'cache_length' is {program.cache_length} for task {raw.get('task')!r}"
+            )
+    return program
 
 
 def _read_sites(
@@ -283,23 +309,6 @@ def _read_sites(
         slots.append(slot)
         sites[slot.name] = site
     return slots, sites
-
-
-def _read_specs(value: object, key: str, problems: list[str]) -> tuple[TensorSpec, ...]:
-    records = collect(problems, sequence, value, key, "bundle") or []
-    found = [collect(problems, _read_spec, record, key) for record in records]
-    return tuple(spec for spec in found if spec is not None)
-
-
-def _read_spec(value: object, key: str) -> TensorSpec:
-    record = mapping(value, "record", key)
-    name = text(member(record, "name", key), "name", key)
-    where = f"{key}: {name}"
-    return TensorSpec(
-        name,
-        text(member(record, "dtype", where), "dtype", where, _GRAPH_DTYPES),
-        symbolic_axes(member(record, "shape", where), "shape", where),
-    )
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest
+from edge_lora.bundle_program import Program, ProgramSlot
 from edge_lora.errors import BundleError, list_all
 from edge_lora.forms import VALUE_DTYPES
-from edge_lora.slots import count_base_slots, fingerprint_of
+from edge_lora.slots import Slot, count_base_slots, fingerprint_of
 
 
 def verify_slots(folder: str | Path, manifest: Manifest) -> None:
@@ -21,16 +25,15 @@ def verify_slots(folder: str | Path, manifest: Manifest) -> None:
         BundleError: If one differs or cannot be read; lists every such slot.
     """
     problems = []
-    for name, place in manifest.stored.items():
+    for name, file, read, expected in _readings(Path(folder), manifest):
         try:
-            found = stored_sha256(Path(folder), manifest, name)
+            found = _sha256(read())
         except (OSError, ValueError) as error:
-            problems.append(f"{name}: cannot be read from {place.file}: {error}")
+            problems.append(f"{name}: cannot be read from {file}: {error}")
             continue
-        expected = manifest.slots[name].sha256
         if found != expected:
             problems.append(
-                f"{name}: the bytes in {place.file} have sha256 {found[:12]}…, "
+                f"{name}: the bytes in {file} have sha256 {found[:12]}…, "
                 f"the slot table says {expected[:12]}…"
             )
     if problems:
@@ -38,18 +41,55 @@ def verify_slots(folder: str | Path, manifest: Manifest) -> None:
         raise BundleError(list_all(title, problems))
 
 
-def stored_sha256(folder: Path, manifest: Manifest, name: str) -> str:
-    """Return the sha256 (hex) of a slot's weight in the slot's own shape, read from its file."""
-    array = np.ascontiguousarray(stored_weight(folder, manifest, name))
-    return hashlib.sha256(array.view(np.uint8).data).hexdigest()
+def _readings(
+    folder: Path, manifest: Manifest
+) -> Iterator[tuple[str, str, Callable[[], NDArray[np.generic]], str]]:
+    """Yield slot, file, how to read its values there, and the sha256 that they must have."""
+    for name, place in manifest.stored.items():
+        read = partial(_graph_weight, folder, manifest, name)
+        yield name, place.file, read, manifest.slots[name].sha256
+    if (program := manifest.program) is None:
+        return
+    for name, kept in program.slots.items():
+        slot = manifest.slots[name]
+        expected = slot.sha256 if kept.dtype == "F32" else kept.key
+        yield name, program.file, partial(_program_values, folder, program, kept, slot), expected
+
+
+def _sha256(values: NDArray[np.generic]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).hexdigest()
 
 
 def stored_weight(folder: Path, manifest: Manifest, name: str) -> NDArray[np.floating]:
-    """Return a slot's weight in the slot's own shape, mapped read-only from its file."""
+    """Return a slot's weight in the slot's own shape, mapped read-only from its file.
+
+    Of a bundle without an ONNX graph it is the ExecuTorch program's, computed from codes and scales
+    if that is 8-bit.
+    """
+    if name in manifest.stored:
+        return _graph_weight(folder, manifest, name)
+    assert manifest.program is not None  # the manifest was read: every slot lies somewhere
+    slot, place = manifest.slots[name], manifest.program.slots[name]
+    values = _program_values(folder, manifest.program, place, slot)
+    if place.scales_offset is None:
+        return values
+    path, rows = folder / manifest.program.file, (slot.shape[0],)
+    scales = np.memmap(path, np.float32, "r", place.scales_offset, rows)
+    weight: NDArray[np.floating] = values * scales[:, None]
+    return weight
+
+
+def _graph_weight(folder: Path, manifest: Manifest, name: str) -> NDArray[np.floating]:
     slot, place = manifest.slots[name], manifest.stored[name]
     shape = slot.shape if place.layout == "oi" else slot.shape[::-1]
     weight = np.memmap(folder / place.file, VALUE_DTYPES[slot.dtype], "r", place.offset, shape)
     return weight if place.layout == "oi" else weight.T
+
+
+def _program_values(folder: Path, program: Program, place: ProgramSlot, slot: Slot) -> NDArray[Any]:
+    """Return a slot's raw values, F32 or codes, mapped read-only from the program's file."""
+    dtype = np.float32 if place.dtype == "F32" else np.int8
+    return np.memmap(folder / program.file, dtype, "r", place.offset, slot.shape)
 
 
 def verify_fingerprint(manifest: Manifest) -> bool:

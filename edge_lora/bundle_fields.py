@@ -107,11 +107,11 @@ def symbolic_axes(value: object, key: str, where: str) -> tuple[int | str, ...]:
     return tuple(text(n, key, where) if isinstance(n, str) else int(n) for n in items)
 
 
-def canary(value: object) -> None:
+def canary(value: object, of: str = "config") -> None:
     """Refuse a canary whose values do not fill their shapes, or that is too large to be one."""
     total = 0
-    for name, stored in mapping(value, "canary", "config").items():
-        where = f"config: canary input {_short(name)}"
+    for name, stored in mapping(value, "canary", of).items():
+        where = f"{of}: canary input {_short(name)}"
         record = mapping(stored, "canary", where)
         values = sequence(member(record, "values", where), "values", where)
         shape = axes(member(record, "shape", where), "shape", where)
@@ -122,7 +122,7 @@ def canary(value: object) -> None:
                 raise refuse(where, "values", item, "numbers")
         total += len(values)
     if total > MAX_CANARY_VALUES:
-        raise BundleError(f"config: the canary has {total} values, over {MAX_CANARY_VALUES}")
+        raise BundleError(f"{of}: the canary has {total} values, over {MAX_CANARY_VALUES}")
 
 
 def _is_encodable(value: str) -> bool:

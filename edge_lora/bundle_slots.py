@@ -64,7 +64,6 @@ def read_slot(value: object, where: str) -> Slot:
     kinds = [kind for kind in get_args(SlotKind) if kind != "site"]  # those have a list of theirs
     kind = text(record.get("kind", "linear"), "kind", where, kinds)
     require_keys(record, (*(f.name for f in fields(Slot)), "stored"), where)
-    member(record, "stored", where)
     shape = axes(member(record, "shape", where), "shape", where, least=1)
     if not shape:
         raise BundleError(f"{where}: 'shape' has no axes")
