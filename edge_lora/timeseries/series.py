@@ -37,15 +37,21 @@ class Series:
         columns: Name of each channel.
         step: Seconds between rows.
         filled: How many values were filled in.
+        start: Time of the first row in seconds since 1970, as the file's clock shows it.
+        labels: What the label column says of each row; empty without one.
     """
 
     values: NDArray[np.float32]
     columns: tuple[str, ...]
     step: float
     filled: int = 0
+    start: float = 0.0
+    labels: tuple[str, ...] = ()
 
 
-def read_series(path: str | Path, time: str | None = None, fill: int = 0) -> Series:
+def read_series(
+    path: str | Path, time: str | None = None, fill: int = 0, label: str | None = None
+) -> Series:
     """Read a CSV file with a head line, a time column and number columns.
 
     Args:
@@ -53,6 +59,8 @@ def read_series(path: str | Path, time: str | None = None, fill: int = 0) -> Ser
         time: Name of the time column: dates, or seconds. Default: the first column that reads as
             a date in the first row.
         fill: Longest gap, in rows, to fill by straight lines: missing values and missing rows.
+        label: Name of a column of texts that is no channel; a missing row has the text of the one
+            before it. Passed over if there is no such column.
 
     Raises:
         SeriesError: Anything that keeps the file from being a regular series; lists all with lines.
@@ -69,15 +77,29 @@ def read_series(path: str | Path, time: str | None = None, fill: int = 0) -> Ser
     (_, head), *body = rows
     at = _time_column(path, head, body[0], time)
     problems: list[str] = []
-    lines, times, values = _parse(head, body, at, problems)
+    skipped = {at} if label not in head else {at, head.index(label)}
+    found, times, values = _parse(head, body, at, skipped, problems)
     _refuse(path, problems)
     step = float(np.median(np.diff(times)))
-    values, lines = _regular(lines, times, values, step, fill, problems)
+    values, lines = _regular(found, times, values, step, fill, problems)
     _refuse(path, problems)
-    columns = tuple(name for i, name in enumerate(head) if i != at)
+    columns = tuple(name for i, name in enumerate(head) if i not in skipped)
     filled = _fill_values(values, columns, lines, fill, problems)
+    labels = () if label not in head else _labels(body, head.index(label), lines, problems)
     _refuse(path, problems)
-    return Series(values.astype(np.float32), columns, step, filled)
+    return Series(values.astype(np.float32), columns, step, filled, float(times[0]), labels)
+
+
+def _labels(
+    body: Sequence[tuple[int, list[str]]], at: int, lines: Sequence[int], problems: list[str]
+) -> tuple[str, ...]:
+    """Return the label of every row, filled ones included."""
+    texts = [row[at].strip() for _, row in body]
+    problems += [
+        f"line {line}: no label" for (line, _), text in zip(body, texts, strict=True) if not text
+    ]
+    last = np.searchsorted([line for line, _ in body], lines, side="right") - 1
+    return tuple(texts[i] for i in last)
 
 
 def _refuse(path: Path, problems: Sequence[str]) -> None:
@@ -144,10 +166,14 @@ def _number(text: str) -> float | None:
 
 
 def _parse(
-    head: list[str], body: Sequence[tuple[int, list[str]]], at: int, problems: list[str]
+    head: list[str],
+    body: Sequence[tuple[int, list[str]]],
+    at: int,
+    skipped: set[int],
+    problems: list[str],
 ) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
     """Return line, time and values of every row; values may be NaN."""
-    if len(head) < 2:
+    if len(head) <= len(skipped):
         problems.append("line 1: there is no column of numbers beside the time")
     lines, times, values = [], [], []
     for line, row in body:
@@ -160,7 +186,7 @@ def _parse(
             continue
         numbers = []
         for i, (name, text) in enumerate(zip(head, row, strict=True)):
-            if i == at:
+            if i in skipped:
                 continue
             number = _number(text)
             if number is None or abs(number) > LARGEST:

@@ -27,11 +27,13 @@ class Windows:
         values: (rows, channels) fp32, scaled.
         window: Rows that a forecast sees.
         horizon: Rows that it gives.
+        first: Row of the series that ``values`` begins with.
     """
 
     values: Floats
     window: int
     horizon: int
+    first: int = 0
 
     def __len__(self) -> int:
         """Return the number of windows over all channels."""
@@ -103,7 +105,7 @@ def cut(series: Series, window: int, horizon: int, split: SplitName = "auto") ->
         "validation": (max(0, train_end - window), validation_end),
         "test": (max(0, validation_end - window), end),
     }
-    made = {name: Windows(scaled[a:b], window, horizon) for name, (a, b) in parts.items()}
+    made = {name: Windows(scaled[a:b], window, horizon, a) for name, (a, b) in parts.items()}
     for name, windows in made.items():
         if windows.starts < 1:
             raise SeriesError(
