@@ -1,7 +1,7 @@
 """The part of the manifest about the ExecuTorch program: its inputs, and where its weights lie.
 
 The raw values of every slot lie in the program file, row-major in the slot's own shape. XNNPACK
-packs those that it computes with and names each packed weight by the sha256 of its raw values.
+packs those that it computes with and names each packed weight by what went into it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ProgramSlot:
 
     Attributes:
         offset: Bytes from the start of the program file, of the raw values.
-        key: sha256 (hex) of the raw values: the name of the packed weight in XNNPACK's cache. "" if
-            XNNPACK does not pack it.
+        key: The name of the packed weight in XNNPACK's cache: sha256 (hex) of the raw values,
+            followed by that of the layer's bias if it has one. "" if XNNPACK does not pack it.
         dtype: "F32", or "I8": a weight is ``code * scale`` of its row, codes as raw values.
         scales_offset: I8: bytes from the start of the file, of (out,) fp32 scales.
         is_read_in_place: Whether a kernel reads the raw values where they lie, so that writing
@@ -150,7 +150,7 @@ def _read_places(
         place = collect(problems, _read_place, record, slots[name], file)
         if place is not None:
             places[name] = place
-    keys = [place.key for place in places.values() if place.key]
+    keys = [place.key[:64] for place in places.values() if place.key]
     if len(set(keys)) < len(keys):
         problems.append("executorch: two slots have one 'key'")
     ends = sorted(span for name, p in places.items() for span in _spans(p, slots[name]))
@@ -178,7 +178,7 @@ def _read_place(value: object, slot: Slot, file: FileRecord) -> ProgramSlot:
         raise BundleError(f"{where}: 'lora_inputs' must be two names")
     place = ProgramSlot(
         offset=natural(member(record, "offset", where), "offset", where),
-        key=key if key == "" else digest(key, "key", where),
+        key=_read_key(key, where),
         dtype=cast("ProgramDtype", dtype),
         scales_offset=None if scales is None else natural(scales, "scales_offset", where),
         is_read_in_place=in_place,
@@ -190,6 +190,14 @@ def _read_place(value: object, slot: Slot, file: FileRecord) -> ProgramSlot:
         if start % 4 and dtype == "F32":
             raise BundleError(f"{where}: 'offset' {start} is not a multiple of 4")
     return place
+
+
+def _read_key(value: object, where: str) -> str:
+    if value == "":
+        return ""
+    if isinstance(value, str) and len(value) == 128:
+        return digest(value[:64], "key", where) + digest(value[64:], "key", where)
+    return digest(value, "key", where)
 
 
 def _spans(place: ProgramSlot, slot: Slot) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def some_manifest():
 def in_8_bit():
     manifest = some_manifest()
     offset = PTE.index(CODES.tobytes())
-    place = ProgramSlot(offset, sha(CODES), "I8", PTE.index(SCALES.tobytes()))
+    place = ProgramSlot(offset, sha(CODES) + sha(E), "I8", PTE.index(SCALES.tobytes()))
     program = replace(
         some_program(),
         slots={**manifest.program.slots, "q.weight": place},
@@ -204,6 +204,7 @@ BROKEN = {
     "offset too large": (in_place(offset=88), "slot q.weight: 'offset' 88 of its values is out"),
     "offset not aligned": (in_place(offset=5), "slot q.weight: 'offset' 5 is not a multiple"),
     "key short": (in_place(key="ab"), "slot q.weight: 'key' is 'ab'"),
+    "key of a bias damaged": (in_place(key=sha(Q) + "z" * 64), "'key' is 'zzz"),
     "no key": (lambda r: r["executorch"]["slots"]["q.weight"].pop("key"), "'key' is missing"),
     "neither packed nor read": (in_place(key=""), "slot q.weight: 'is_read_in_place' is False"),
     "in place a number": (in_place(is_read_in_place=1), "slot q.weight: 'is_read_in_place' is 1"),
