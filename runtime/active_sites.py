@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from edge_lora.adapter import Adapter, BaseIdentity, Delta
 from edge_lora.bundle import Manifest
 from edge_lora.forms import Bottleneck
-from edge_lora.runtime.adapters import LoadedAdapter
+from edge_lora.runtime.adapters import LoadedAdapter, Parts
 from edge_lora.runtime.engines import Engine
-from edge_lora.runtime.fused import Parts
 from edge_lora.runtime.slot_arrays import slot_arrays
 from edge_lora.runtime.unfused import SlotInputs
 

@@ -155,6 +155,10 @@ class LoadedAdapter:
         return file
 
 
+Parts = Sequence[tuple[LoadedAdapter, float]]
+"""Adapters and their weights; empty is the base."""
+
+
 def _only(slots: Sequence[str], adapter: Adapter) -> AdapterFile:
     """Return the file of a part of ``adapter``; the core refuses to compile bottlenecks."""
     part = replace(adapter, deltas={name: adapter.deltas[name] for name in slots})
@@ -218,11 +222,11 @@ class PatchPool:
         """Bytes of all patches held."""
         return sum(patch.nbytes for patch in self._patches.values())
 
-    def key(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> str:
+    def key(self, parts: Parts) -> str:
         """Return the cache key of a weighted sum of adapters on this image."""
         return cache_key(self._image_key, [(a.content_hash, weight) for a, weight in parts])
 
-    def get(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> Patch:
+    def get(self, parts: Parts) -> Patch:
         """Return the patch for a weighted sum of adapters, from memory, disk or the compiler."""
         key = self.key(parts)
         patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
@@ -233,7 +237,7 @@ class PatchPool:
         self._shrink()
         return patch
 
-    def pin(self, parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
+    def pin(self, parts: Parts) -> None:
         """Keep the patch of ``parts`` (none: of nothing), instead of the one pinned before."""
         self._pinned = self.key(parts) if parts else ""
         self._shrink()
@@ -261,7 +265,7 @@ class PatchPool:
             path.unlink(missing_ok=True)
             return None
 
-    def _compile(self, key: str, parts: Sequence[tuple[LoadedAdapter, float]]) -> Patch:
+    def _compile(self, key: str, parts: Parts) -> Patch:
         patch = self._image.compile([(adapter.open(), weight) for adapter, weight in parts])
         folder = cache_folder("patches")
         try:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
 from edge_lora.runtime.active_sites import ActiveSites
-from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
+from edge_lora.runtime.adapters import LoadedAdapter, Parts, load, unbound
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.canary import canary_feeds
 from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
-from edge_lora.runtime.fused import Parts, fusible, low_precision_weights, open_weights
+from edge_lora.runtime.fused import fusible, low_precision_weights, open_weights
 from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.lock import ReadWriteLock
 from edge_lora.runtime.proof import is_visible, require_changes, require_difference
