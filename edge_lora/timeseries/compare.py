@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from edge_lora import reference
 from edge_lora.adapter import Adapter
 from edge_lora.methods import find_weights
+from edge_lora.methods.attached import Attached
 from edge_lora.timeseries import baselines as rules
 from edge_lora.timeseries.bases import LinearForecaster
 from edge_lora.timeseries.forecaster import Forecaster
-from edge_lora.timeseries.metrics import Errors, measure
+from edge_lora.timeseries.metrics import Errors, Predict, measure
 from edge_lora.timeseries.training import DEFAULTS, Recipe, fit, predictor
 from edge_lora.timeseries.windows import Parts, Windows
 from edge_lora.training import TrainReport
@@ -30,12 +32,14 @@ class Result:
         values: Numbers that were fitted.
         errors: On the test windows.
         fit: Curves, if it was trained.
+        adapter: What was trained, if that is an adapter.
     """
 
     name: str
     values: int
     errors: Errors
     fit: TrainReport | None = None
+    adapter: Adapter | None = None
 
 
 def trained(
@@ -52,8 +56,24 @@ def trained(
         dtype: Of the stored values.
     """
     attached, curves = fit(base, parts, recipe)
-    values, adapter = attached.parameter_count, attached.lower(name, dtype)
+    values = attached.parameter_count
+    adapter = lowered(attached, base, base_name, recipe, name, dtype)
     attached.detach()
+    title = f"adapter ({recipe.method} on {base_name})"
+    errors = measure_adapter(base, adapter, parts.test)
+    return adapter, Result(title, values, errors, curves, adapter)
+
+
+def lowered(
+    attached: Attached,
+    base: Forecaster,
+    base_name: str,
+    recipe: Recipe,
+    name: str,
+    dtype: str = "F16",
+) -> Adapter:
+    """Return what was trained on ``base``, with its description in the provenance."""
+    adapter = attached.lower(name, dtype)
     about = {
         "task": "forecast",
         "base": base_name,
@@ -64,17 +84,16 @@ def trained(
         "batch_size": recipe.batch_size,
         "seed": recipe.seed,
     }
-    adapter = replace(
+    return replace(
         adapter,
         base=replace(adapter.base, id=base.id),
         provenance={**adapter.provenance, "training": about},
     )
-    title = f"adapter ({recipe.method} on {base_name})"
-    return adapter, Result(title, values, measure_adapter(base, adapter, parts.test), curves)
 
 
-def measure_adapter(base: Forecaster, adapter: Adapter, windows: Windows) -> Errors:
-    """Return the errors of ``base`` with the adapter in its weights, which come back afterwards."""
+@contextmanager
+def wearing(base: Forecaster, adapter: Adapter) -> Iterator[Predict]:
+    """Put the adapter into the weights of ``base`` in the block; they come back after it."""
     weights = find_weights(base)
     kept = {name: weights[name].tensor.clone() for name in adapter.deltas}
     try:
@@ -82,10 +101,16 @@ def measure_adapter(base: Forecaster, adapter: Adapter, windows: Windows) -> Err
             terms = [(form, adapter.alpha) for form in delta.forms]
             merged = reference.apply(kept[name].numpy(), terms)  # type: ignore[arg-type]
             weights[name].tensor.copy_(torch.from_numpy(merged))
-        return measure(predictor(base), windows)
+        yield predictor(base)
     finally:
         for name, weight in kept.items():
             weights[name].tensor.copy_(weight)
+
+
+def measure_adapter(base: Forecaster, adapter: Adapter, windows: Windows) -> Errors:
+    """Return the errors of ``base`` with the adapter in its weights, which come back afterwards."""
+    with wearing(base, adapter) as predict:
+        return measure(predict, windows)
 
 
 def baselines(parts: Parts, season: int, recipe: Recipe, with_no_base: bool) -> list[Result]:

@@ -85,6 +85,12 @@ def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, Train
     Raises:
         UnsupportedError: A method that does not change weights.
     """
+    attached = put_on(base, parts, recipe)
+    return attached, go_on(attached, base, parts, recipe)
+
+
+def put_on(base: Forecaster, parts: Parts, recipe: Recipe) -> Attached:
+    """Return ``base`` with an untrained adapter on; see ``fit``."""
     batches = _Shuffled(parts.train, recipe.batch_size, recipe.seed)
     options = run_options(recipe.method, recipe.seed, batches)
     if "site" in get_method(recipe.method).kinds:
@@ -92,7 +98,12 @@ def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, Train
             f"method {recipe.method!r} stands beside modules; a forecast changes weights. "
             "Use lora, rslora, bilora …"
         )
-    attached = attach(base, recipe.method, base.slots, **{**options, **recipe.settings})
+    return attach(base, recipe.method, base.slots, **{**options, **recipe.settings})
+
+
+def go_on(attached: Attached, base: Forecaster, parts: Parts, recipe: Recipe) -> TrainReport:
+    """Train from where the adapter is; it ends with the epoch that validation likes best."""
+    batches = _Shuffled(parts.train, recipe.batch_size, recipe.seed)
     report = train(
         attached,
         batches,
@@ -107,7 +118,7 @@ def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, Train
         cpu=True,
     )
     base.eval()
-    return attached, report
+    return report
 
 
 def predictor(model: nn.Module) -> Predict:
