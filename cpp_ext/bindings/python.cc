@@ -8,9 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
-#include <new>
 #include <tuple>
 
 #include "adapter_file.h"
@@ -22,6 +20,7 @@
 #include "low_rank.h"
 #include "patch.h"
 #include "status.h"
+#include "translate.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,25 +55,6 @@ Stored StoredFrom(const std::string& name) {
 float* BlockAt(uintptr_t address) {
   // NOLINTNEXTLINE(performance-no-int-to-ptr): Python has no pointers.
   return reinterpret_cast<float*>(address);
-}
-
-/// edge_lora.native knows which Python exception a status code is.
-void Translate(const std::exception_ptr& failure, void* /*unused*/) {
-  const auto raise = [](Code code, const char* text) {
-    // A path need not be UTF-8.
-    const auto size = static_cast<Py_ssize_t>(std::strlen(text));
-    const nb::object message = nb::steal(PyUnicode_DecodeUTF8(text, size, "replace"));
-    const nb::object error =
-        nb::module_::import_("edge_lora.native").attr("error_for")(message, static_cast<int>(code));
-    PyErr_SetObject(error.type().ptr(), error.ptr());
-  };
-  try {
-    std::rethrow_exception(failure);
-  } catch (const Error& error) {
-    raise(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    raise(Code::kOutOfMemory, "out of memory");
-  }
 }
 
 void BindAllocator(nb::module_& module) {

@@ -1,0 +1,99 @@
+#include "probe.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "status.h"
+
+namespace edge_lora {
+namespace {
+
+/// Keeps the bytes of a weight while it holds probe values.
+class Disguise {
+ public:
+  Disguise(std::span<uint8_t> weight, Shape shape)
+      : weight_(weight), real_(weight.begin(), weight.end()) {
+    std::vector<float> probe(shape.size());
+    Layout::ProbeValues(shape, Stored::kOutIn, probe.data());
+    std::memcpy(weight_.data(), probe.data(), weight_.size());
+  }
+  ~Disguise() { std::ranges::copy(real_, weight_.begin()); }
+  Disguise(const Disguise&) = delete;
+  Disguise& operator=(const Disguise&) = delete;
+
+  const uint8_t* real() const { return real_.data(); }
+
+ private:
+  std::span<uint8_t> weight_;
+  std::vector<uint8_t> real_;
+};
+
+std::span<uint8_t> WeightIn(std::span<uint8_t> pte, const ProbeSlot& slot) {
+  const Shape shape = slot.shape;
+  if (slot.key.empty() || shape.in == 0 || shape.out == 0 ||
+      shape.in > pte.size() / sizeof(float) / shape.out ||
+      slot.offset > pte.size() - shape.size() * sizeof(float)) {
+    throw Error(Code::kInvalidArgument,
+                "slot '" + slot.key + "': a weight of (" + std::to_string(shape.out) + ", " +
+                    std::to_string(shape.in) + ") at " + std::to_string(slot.offset) +
+                    " does not lie in a program of " + std::to_string(pte.size()) + " bytes");
+  }
+  return pte.subspan(slot.offset, shape.size() * sizeof(float));
+}
+
+/// Writes raw (out, in) values to where a layout says that they go.
+void Place(const Layout& layout, const uint8_t* real, uint8_t* block) {
+  const Shape shape = layout.shape();
+  std::vector<uint32_t> offsets(shape.in);
+  for (uint64_t n = 0; n < shape.out; ++n) {
+    layout.Offsets(0, shape.in, n, offsets.data());
+    for (uint64_t k = 0; k < shape.in; ++k, real += sizeof(float)) {
+      std::memcpy(block + offsets[k] * sizeof(float), real, sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<PackedEntry> EntriesOf(const PackedIndex& index, const std::string& key) {
+  std::vector<PackedEntry> entries;
+  for (auto it = index.lower_bound(key); it != index.end() && it->first.starts_with(key); ++it) {
+    entries.push_back(it->second);
+  }
+  return entries;
+}
+
+ProbedProgram OpenProbed(std::span<uint8_t> pte, const std::shared_ptr<const PackedFile>& packed,
+                         int threads, const std::vector<ProbeSlot>& slots) {
+  if (packed->bytes() != 0) {
+    throw Error(
+        Code::kInvalidArgument,
+        "the packed file holds weights already: layouts can be probed in an empty one only");
+  }
+  ProbedProgram probed;
+  std::vector<std::unique_ptr<Disguise>> disguises;
+  disguises.reserve(slots.size());
+  for (const ProbeSlot& slot : slots) {
+    disguises.push_back(std::make_unique<Disguise>(WeightIn(pte, slot), slot.shape));
+  }
+  probed.program = std::make_unique<Program>(pte, packed, threads);
+  const std::shared_ptr<const Mapping> file = packed->Map();
+  const PackedIndex index = ReadPackedIndex(file->data(), file->bytes());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const std::vector<PackedEntry> entries = EntriesOf(index, slots[i].key);
+    if (entries.empty()) {
+      throw Error(Code::kUnsupported, "ExecuTorch did not pack the weight '" + slots[i].key + "'");
+    }
+    for (const PackedEntry& entry : entries) {
+      uint8_t* block = file->data() + entry.offset;
+      const auto layout = Layout::FromProbe(reinterpret_cast<const float*>(block),
+                                            entry.bytes / sizeof(float), slots[i].shape);
+      Place(*layout, disguises[i]->real(), block);
+      if (&entry == entries.data()) probed.layouts.push_back(layout);
+    }
+  }
+  return probed;
+}
+
+}  // namespace edge_lora
