@@ -1,0 +1,142 @@
+"""Graph pass: one fused normalisation instead of seven steps over the window.
+
+    m = ReduceMean(x);  d = x - m;  spread = Sqrt(ReduceMean(d * d) + epsilon);  y = d / spread
+
+Networks that normalise each window write this out, and mostly need mean and spread again at their
+end. ``LayerNormalization`` gives y, the mean and 1 / spread in one pass over memory. It works on
+the last axis only, so others are moved there; the engine pushes such moves past what follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as rules
+
+from edge_lora.export.onnx_passes import SlotPass
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """One written-out normalisation; ``axis`` counts from the front."""
+
+    x: ir.Value
+    mean: ir.Value
+    spread: ir.Value
+    y: ir.Value
+    axis: int
+    epsilon: float
+
+
+class FuseNormalisation(SlotPass):
+    """Replace every written-out normalisation over one axis of fixed size."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Fuse all of them."""
+        matches = [found for node in model.graph if (found := _match(node)) is not None]
+        for found in matches:
+            _fuse(model.graph, found)
+        if matches:
+            common_passes.RemoveUnusedNodesPass()(model)
+            RewritePass([rules.transpose_transpose_rule, rules.no_op_transpose_rule])(model)
+            common_passes.IdentityEliminationPass()(model)
+            common_passes.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=bool(matches))
+
+
+def _match(node: ir.Node) -> _Found | None:
+    """Return what ``node`` is the last step of, or None."""
+    centred, spread = _inputs(node, "Div")
+    x, mean = _inputs(_producer(centred), "Sub")
+    variance, epsilon = _inputs(_producer(_inputs(_producer(spread), "Sqrt", 1)[0]), "Add")
+    squares, axes = _inputs(_producer(variance), "ReduceMean")
+    mean_of, mean_axes = _inputs(_producer(mean), "ReduceMean")
+    if x is None or mean is None or spread is None or x.shape is None:
+        return None
+    axis, small = _number(mean_axes), _number(epsilon)
+    if (
+        axis is None
+        or small is None
+        or _number(axes) != axis
+        or mean_of is not x
+        or _inputs(_producer(squares), "Mul") != (centred, centred)
+        or not all(_keeps_dims(value) for value in (mean, variance))
+        or any(value.is_graph_output() for value in (mean, spread, node.outputs[0]))
+    ):
+        return None
+    axis = int(axis) % len(x.shape)
+    if x.dtype != ir.DataType.FLOAT or not isinstance(x.shape[axis], int):
+        return None
+    return _Found(x, mean, spread, node.outputs[0], axis, small)
+
+
+def _inputs(
+    node: ir.Node | None, operator: str, count: int = 2
+) -> tuple[ir.Value | None, ir.Value | None]:
+    """Return the ``count`` inputs of a node that is an ``operator``; else None for each."""
+    if node is None or node.op_type != operator or len(node.inputs) != count:
+        return None, None
+    return node.inputs[0], node.inputs[count - 1]
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """Return the one number that a constant holds."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+
+
+def _keeps_dims(value: ir.Value | None) -> bool:
+    node = _producer(value)
+    attribute = None if node is None else node.attributes.get("keepdims")
+    return attribute is None or attribute.as_int() == 1
+
+
+def _fuse(graph: ir.Graph, found: _Found) -> None:
+    """Put the fused node and its moves where the mean was taken."""
+    shape = found.x.shape
+    assert shape is not None
+    size = shape[found.axis]
+    assert isinstance(size, int)
+    order = list(range(len(shape)))
+    order[found.axis], order[-1] = order[-1], order[found.axis]
+    ones = _ones(graph, size)
+    moved = ir.node("Transpose", [found.x], {"perm": order})
+    fused = ir.node(
+        "LayerNormalization",
+        [moved.outputs[0], ones],
+        {"axis": -1, "epsilon": found.epsilon},
+        num_outputs=3,
+    )
+    back = [ir.node("Transpose", [value], {"perm": order}) for value in fused.outputs]
+    spread = ir.node("Reciprocal", [back[2].outputs[0]])
+    results = (back[0].outputs[0], back[1].outputs[0], spread.outputs[0])
+    start = found.mean.producer()
+    assert start is not None
+    nodes = [moved, fused, *back, spread]
+    for node in nodes:
+        node.metadata_props.update(start.metadata_props)
+    graph.insert_before(start, nodes)
+    for old, new in zip((found.y, found.mean, found.spread), results, strict=True):
+        new.shape, new.type = old.shape, old.type
+        old.replace_all_uses_with(new)
+
+
+def _ones(graph: ir.Graph, size: int) -> ir.Value:
+    """Return the constant of ones that is the fused node's scale."""
+    name = f"ones_{size}"
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(np.ones(size, np.float32), name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape([size]), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.initializers.add(value)
+    return value
