@@ -33,7 +33,8 @@ class StoredSlot:
         offset: Bytes from the start of the file.
         layout: "oi" if stored in the slot's own shape, "io" if stored transposed (in, out).
         initializer: Name of the graph's initializer (the torch name).
-        operators: ONNX operator types that read it, sorted ("MatMul", "Gather", …).
+        operators: Operator types that read it, sorted: of ONNX ("MatMul", "Gather", …), or as a
+            place of an ExecuTorch program "linear" and "embedding".
         lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported;
             of a convolution two kernels, a (rank, in, …) and b (out, rank, 1, …).
         gain_input: Name of the optional graph input (out,) that multiplies the base's product.
@@ -46,6 +47,11 @@ class StoredSlot:
     operators: tuple[str, ...] = ()
     lora_inputs: tuple[str, str] | None = None
     gain_input: str | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows of it are looked up and nothing else, so that not every run reads all."""
+        return self.operators in (("Gather",), ("embedding",))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edge_lora.runtime.engines import Engine
 from edge_lora.runtime.kv_growing import GrowingCache
+from edge_lora.runtime.kv_static import StaticCache
 
 if TYPE_CHECKING:
     from edge_lora.runtime.session import Session
@@ -52,4 +53,7 @@ class KeyValueCache(Protocol):
 
 def cache_for(session: Session) -> KeyValueCache:
     """Return an empty cache of the kind that the session's graph has."""
+    program = session.manifest.program
+    if program is not None:
+        return StaticCache(program.cache_length)
     return GrowingCache([s for s in session.inputs.values() if s.name.startswith("past.")])

@@ -9,6 +9,7 @@ from typing import Literal
 
 from edge_lora.bundle import read_manifest
 from edge_lora.errors import UnknownNameError, UnsupportedError, list_all
+from edge_lora.runtime.engine_choice import as_seen_by, choose_engine
 from edge_lora.runtime.engines import ROUTES, Route
 from edge_lora.runtime.session import Session
 from edge_lora.runtime.verified import verify_once
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def open_bundle(
     folder: str | Path,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     *,
     threads: int | None = None,
     route: Route | Literal["auto"] = "auto",
@@ -28,7 +29,8 @@ def open_bundle(
 
     Args:
         folder: The bundle.
-        engine: What executes the graph.
+        engine: What executes the graph: "onnxruntime", "executorch", or "auto" for the first of
+            these that the bundle was exported for.
         threads: Of the engine and of swaps; default: the processors of this machine.
         route: How fused adapters are switched. "auto" takes the first of packed, unpacked, reload
             that passes its self-test here, and logs a warning if that is not packed.
@@ -37,12 +39,14 @@ def open_bundle(
 
     Raises:
         BundleError: If the bundle is damaged or changed.
-        EngineUnavailableError: If the engine is not installed.
+        EngineUnavailableError: If the engine is not installed, or the bundle has nothing for it.
         UnsupportedError: If no route works, with the reason for each.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     verify_once(folder, manifest)
+    engine = choose_engine(folder, manifest, engine)
+    manifest = as_seen_by(engine, manifest)
     threads = threads or os.cpu_count() or 1
     if route not in (*ROUTES, "auto"):
         raise UnknownNameError(f"unknown route {route!r}; known: auto, {', '.join(ROUTES)}")

@@ -27,7 +27,7 @@ def is_visible(adapter: LoadedAdapter, manifest: Manifest) -> bool:
     False if all of them are tables in which the canary may not look up the changed rows.
     """
     places = [manifest.stored.get(manifest.slots[s].name) for s in adapter.deltas]
-    return any(place is None or set(place.operators) != {"Gather"} for place in places)
+    return any(place is None or not place.is_table for place in places)
 
 
 def require_difference(adapter: LoadedAdapter, base: Arrays, adapted: Arrays) -> None:

@@ -41,12 +41,16 @@ def step_feeds(engine: Engine, manifest: Manifest, canary: Arrays) -> dict[str, 
     outputs = engine.run(canary)
     batch, past = canary["input_ids"].shape
     one = np.ones((batch, 1), np.int64)
-    step = {
-        "input_ids": canary["input_ids"][:, -1:],
-        "attention_mask": np.ones((batch, past + 1), np.int64),
-        "position_ids": one * past,
-        **{n: outputs[n.replace("past.", "present.", 1)] for n in canary if n.startswith("past.")},
-    }
+    last = canary["input_ids"][:, -1:]
+    if manifest.program is not None:  # its cache is inside
+        step = {"input_ids": last, "start": np.array([past], np.int64)}
+    else:
+        step = {
+            "input_ids": last,
+            "attention_mask": np.ones((batch, past + 1), np.int64),
+            "position_ids": one * past,
+            **{n: outputs[n.replace("past.", "present.", 1)] for n in canary if "past." in n},
+        }
     return {name: engine.value(np.ascontiguousarray(array)) for name, array in step.items()}
 
 

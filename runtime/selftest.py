@@ -48,7 +48,7 @@ def _probed_slots(manifest: Manifest) -> list[str]:
     names = [
         name
         for name, place in manifest.stored.items()
-        if slots[name].kind != "other" and set(place.operators) != {"Gather"}
+        if slots[name].kind != "other" and not place.is_table
     ]
     ends = {names[0], names[len(names) // 2], names[-1]} if names else set()
     return sorted({*ends, *others.values()})

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
-from edge_lora.errors import EngineUnavailableError, UnknownNameError
+from edge_lora.errors import EngineUnavailableError
 
 if TYPE_CHECKING:
     from edge_lora.native import Image
@@ -20,7 +20,10 @@ Route = Literal["packed", "unpacked", "reload"]
 ROUTES: tuple[Route, ...] = ("packed", "unpacked", "reload")
 Arrays = Mapping[str, NDArray[np.generic]]
 
-ENGINES = {"onnxruntime": "edge_lora.runtime.engines.onnxruntime_engine"}
+ENGINES = {
+    "onnxruntime": "edge_lora.runtime.engines.onnxruntime_engine",
+    "executorch": "edge_lora.runtime.engines.executorch_engine",
+}
 
 
 class Engine(Protocol):
@@ -58,14 +61,19 @@ class Engine(Protocol):
 
 
 def open_engine(name: str, folder: Path, manifest: Manifest, route: Route, threads: int) -> Engine:
-    """Open ``manifest``'s graph with one engine on one route.
+    """Open a graph with one engine on one route.
+
+    Args:
+        name: One of ``ENGINES``.
+        folder: The bundle.
+        manifest: As that engine sees it.
+        route: How fused adapters will be switched.
+        threads: Of the engine.
 
     Raises:
-        UnknownNameError: If there is no such engine.
         EngineUnavailableError: If its package is not installed.
+        UnsupportedError: If the route is not possible here.
     """
-    if name not in ENGINES:
-        raise UnknownNameError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     try:
         module = importlib.import_module(ENGINES[name])
     except ModuleNotFoundError as error:

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, StoredSlot, TensorSpec
-from edge_lora.errors import BundleError, EngineUnavailableError, UnsupportedError, list_all
+from edge_lora.errors import BundleError, UnsupportedError, list_all
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
@@ -182,13 +182,8 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
     """Open a bundle's graph in ONNX Runtime.
 
     Raises:
-        EngineUnavailableError: If the bundle has no ONNX graph.
         UnsupportedError: If the route is not possible here.
     """
-    if "onnx/model.onnx" not in manifest.files:
-        raise EngineUnavailableError(
-            f"bundle '{folder}' has no ONNX graph; export it with engines=('onnxruntime',)"
-        )
     others = sorted({s.dtype for s in manifest.weights.values()} - {"F32"})
     if others and route != "reload":
         raise UnsupportedError(f"slots of dtype {others} cannot be patched in place yet, only F32")

@@ -1,0 +1,175 @@
+"""ExecuTorch on the CPU, through its XNNPACK delegate.
+
+Route ``packed``: XNNPACK keeps its packed weights in a memory file that is patched through a
+mapping of our own; weights that a kernel reads where they lie (embeddings) are patched in a private
+mapping of the program file.
+Route ``unpacked``: the same, of a program whose slots are all read where they lie.
+Route ``reload``: the program is loaded anew over a private mapping with other weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import edge_lora_executorch
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora.bundle import Manifest, TensorSpec
+from edge_lora.bundle_program import ProgramSlot
+from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
+from edge_lora.forms import matrix_shape
+from edge_lora.native import Image, Layout
+from edge_lora.runtime.engines import Arrays, Route
+from edge_lora.runtime.engines.program_memory import ProgramMemory, shapes_of
+
+
+class ExecuTorchEngine:
+    """One live program of a bundle.
+
+    Attributes:
+        runs: How many runs there were. A program may keep keys and values inside, which every run
+            changes: whoever relies on them sees here whether they are still his own.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, route: Route, threads: int) -> None:
+        """Load the program; see ``open_engine``."""
+        assert manifest.program is not None
+        self.route: Route = route
+        self.version: str = edge_lora_executorch.version
+        self.runs = 0
+        self._turn = threading.RLock()
+        self._path, self._manifest, self._threads = path, manifest, threads
+        self._program = manifest.program
+        slots = self._program.slots.items()
+        self._memory = ProgramMemory(
+            path,
+            threads,
+            is_packed=route == "packed",
+            probed=shapes_of((manifest.slots[name].shape, slot) for name, slot in slots),
+        )
+        found = self._memory.program
+        self._order = self._program.input_order or _numbered("input", found.inputs)
+        outputs = self._program.outputs or _specs("output", found.outputs)
+        inputs = self._program.inputs or _specs("input", found.inputs)
+        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in inputs}
+        self.outputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in outputs}
+        self._idle = {name: array for s in slots for name, array in _zeros(manifest, *s).items()}
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run once; outputs are owned by the caller."""
+        arrays = {**self._idle, **feeds}
+        try:
+            with self._turn:
+                self.runs += 1
+                found = self._memory.program.run(
+                    [np.ascontiguousarray(arrays[name]) for name in self._order]
+                )
+        except EdgeLoraError as error:
+            raise UnsupportedError(f"ExecuTorch refused this run: {error}") from error
+        return dict(zip(self.outputs, found, strict=True))
+
+    def run_values(self, feeds: Mapping[str, object]) -> dict[str, object]:
+        """Run once: the engine's own tensors are arrays."""
+        return dict(self.run(feeds))  # type: ignore[arg-type]  # made by value()
+
+    def value(self, array: NDArray[np.generic]) -> object:
+        """Return ``array`` itself."""
+        return array
+
+    def numpy(self, value: object) -> NDArray[np.generic]:
+        """Return ``value`` itself."""
+        assert isinstance(value, np.ndarray)
+        return value
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the runs of other threads out, between several of one's own."""
+        with self._turn:
+            yield
+
+    def bind(self, image: Image) -> None:
+        """Tell ``image`` where each slot's weight lies."""
+        missing = []
+        for name, slot in self._program.slots.items():
+            shape = matrix_shape(self._manifest.slots[name].shape)
+            places = self._places(slot, shape)
+            if not places or not all(image.add_place(name, *place) for place in places):
+                missing.append(f"{name}: no memory of the engine holds its weight")
+        if missing:
+            raise UnsupportedError(list_all("weights not found in the engine's memory", missing))
+
+    def replace_weights(self, weights: Arrays) -> None:
+        """Load the program anew with other values for the slots of ``weights``."""
+        memory = ProgramMemory(
+            self._path,
+            self._threads,
+            is_packed=False,
+            edits={self._program.slots[name].offset: weight for name, weight in weights.items()},
+        )
+        with self._turn:
+            self.runs += 1
+            old, self._memory = self._memory, memory
+        old.close()
+
+    def close(self) -> None:
+        """Free the program."""
+        self._memory.close()
+
+    def _places(self, slot: ProgramSlot, shape: tuple[int, int]) -> list[tuple[Layout, int, int]]:
+        """Return layout, address and bytes of everything that the engine computes from."""
+        out_features, in_features = shape
+        places = []
+        if slot.key and self.route == "packed":
+            layout, start = self._memory.layouts[shape], self._memory.packed.ctypes.data
+            places += [(layout, start + at, size) for at, size in self._memory.entries(slot.key)]
+        if slot.is_read_in_place:
+            layout = Layout.plain(in_features, out_features, "oi")
+            address = self._memory.file.ctypes.data + slot.offset
+            places.append((layout, address, 4 * in_features * out_features))
+        return places
+
+
+def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) -> ExecuTorchEngine:
+    """Open a bundle's program in ExecuTorch; ``folder`` may be the program file itself.
+
+    Raises:
+        UnsupportedError: If the route is not possible here.
+    """
+    assert manifest.program is not None
+    slots = manifest.program.slots.values()
+    packed = sum(bool(slot.key) for slot in slots)
+    if route == "packed" and not packed:
+        raise UnsupportedError("the program packs no weight of a slot")
+    if route == "unpacked" and (packed or not slots):
+        raise UnsupportedError(f"the program packs the weights of {packed} slots")
+    path = folder / manifest.program.file if folder.is_dir() else folder
+    return ExecuTorchEngine(path, manifest, route, threads)
+
+
+def _zeros(manifest: Manifest, name: str, slot: ProgramSlot) -> dict[str, NDArray[np.float32]]:
+    """Return the inputs of a slot that no adapter uses: rank 1, and zero."""
+    if slot.lora_inputs is None:
+        return {}
+    out_features, in_features = matrix_shape(manifest.slots[name].shape)
+    a, b = slot.lora_inputs
+    return {a: np.zeros((in_features, 1), np.float32), b: np.zeros((1, out_features), np.float32)}
+
+
+Described = Sequence[tuple[str, tuple[int, ...]]]
+
+
+def _numbered(what: str, found: Described) -> tuple[str, ...]:
+    return tuple(f"{what}_{position}" for position in range(len(found)))
+
+
+def _specs(what: str, found: Described) -> tuple[TensorSpec, ...]:
+    """Name the inputs or outputs of a program that only says how large they may be."""
+    names = _numbered(what, found)
+    return tuple(
+        TensorSpec(name, dtype, tuple(f"at most {size}" for size in shape))
+        for name, (dtype, shape) in zip(names, found, strict=True)
+    )

@@ -1,0 +1,129 @@
+"""A live ExecuTorch program whose file and packed weights lie in memory of our own.
+
+The file is mapped privately: kernels read raw weights straight from it, and what is written there
+never reaches the disk. XNNPACK packs its weights into a memory file that is mapped a second time,
+here. The layout of a packed weight is the kernel's own business and differs between processors; it
+is learned while the program is loaded, once per shape, and cached.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import edge_lora_executorch
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lora import native
+from edge_lora.bundle_program import ProgramSlot
+from edge_lora.errors import EdgeLoraError
+from edge_lora.forms import matrix_shape
+from edge_lora.native import Layout
+from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
+
+Bytes = NDArray[np.uint8]
+Shape = tuple[int, int]
+"""(out, in)"""
+
+
+class ProgramMemory:
+    """One program, loaded; nobody else sees or changes its memory.
+
+    Attributes:
+        program: The native program.
+        file: The private mapping of its file.
+        packed: The packed weights, shared with XNNPACK; empty if it packed them elsewhere.
+        layouts: Shape -> layout of the packed weights asked for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        *,
+        is_packed: bool,
+        probed: Mapping[Shape, ProgramSlot] | None = None,
+        edits: Mapping[int, NDArray[np.generic]] | None = None,
+    ) -> None:
+        """Load the program.
+
+        Args:
+            path: The program file.
+            threads: Of the engine.
+            is_packed: Whether XNNPACK's packed weights are wanted within reach.
+            probed: A packed fp32 slot of each shape whose layout is wanted.
+            edits: Bytes from the start of the file -> what to load instead of what is there.
+
+        Raises:
+            BundleError: If the program is damaged.
+            UnsupportedError: If it cannot run here, or a layout cannot be read.
+        """
+        self.file: Bytes = np.memmap(path, np.uint8, "c")
+        for offset, values in (edits or {}).items():
+            raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            self.file[offset : offset + raw.size] = raw
+        self.layouts: dict[Shape, Layout] = {}
+        self.packed: Bytes = np.empty(0, np.uint8)
+        self._entries: dict[str, tuple[int, int]] = {}
+        if not is_packed:
+            self.program = edge_lora_executorch.Program(self.file, -1, threads)
+            return
+        handle = os.memfd_create("edge-lora-packed", os.MFD_CLOEXEC)
+        try:
+            self._load(handle, threads, probed or {})
+        finally:
+            os.close(handle)
+        self.packed = self.program.packed()
+        self._entries = self.program.entries()
+
+    def entries(self, key: str) -> list[tuple[int, int]]:
+        """Return (offset, bytes) of what XNNPACK packed of the raw weight named ``key``.
+
+        There is one for each bias that it is packed with.
+        """
+        return [place for name, place in self._entries.items() if name.startswith(key[:64])]
+
+    def close(self) -> None:
+        """Free the program, then the memory that it reads."""
+        self.program.close()
+        self.packed = self.file = np.empty(0, np.uint8)
+
+    def _load(self, handle: int, threads: int, probed: Mapping[Shape, ProgramSlot]) -> None:
+        """Load with the memory file ``handle``, learning the layouts that are not cached."""
+        self.layouts = {shape: layout for shape in probed if (layout := _cached(shape)) is not None}
+        unknown = {shape: slot for shape, slot in probed.items() if shape not in self.layouts}
+        if not unknown:
+            self.program = edge_lora_executorch.Program(self.file, handle, threads)
+            return
+        wanted = [
+            (slot.key[:64], slot.offset, in_features, out_features)
+            for (out_features, in_features), slot in unknown.items()
+        ]
+        self.program = edge_lora_executorch.Program.open_probed(self.file, wanted, handle, threads)
+        for shape, data in zip(unknown, self.program.layouts, strict=True):
+            self.layouts[shape] = Layout.from_bytes(data)
+            store_bytes(_cache_path(shape), data)
+
+
+def shapes_of(
+    slots: Iterable[tuple[tuple[int, ...], ProgramSlot]],
+) -> dict[Shape, ProgramSlot]:
+    """Return one packed fp32 slot for each shape; the smallest number that shows every layout."""
+    packed = [(s, slot) for s, slot in slots if slot.key and slot.dtype == "F32"]
+    return {matrix_shape(shape): slot for shape, slot in packed}
+
+
+def _cached(shape: Shape) -> Layout | None:
+    """Return the layout of packed fp32 weights of one shape, if it was learned here before."""
+    try:
+        layout = Layout.from_bytes(_cache_path(shape).read_bytes())
+    except (OSError, EdgeLoraError):  # not there, or damaged: learned again
+        return None
+    return layout if layout.elements >= shape[0] * shape[1] else None
+
+
+def _cache_path(shape: Shape) -> Path:
+    version, features = edge_lora_executorch.version, native.cpu_features()
+    return cache_folder("layouts") / cache_key("executorch", version, features, "f32", *shape)
