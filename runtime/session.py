@@ -25,8 +25,10 @@ from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.lock import ReadWriteLock
 from edge_lora.runtime.proof import is_visible, require_changes, require_difference
 from edge_lora.runtime.rank_choice import Rank
+from edge_lora.runtime.scenarios import Choice, Scenarios
 from edge_lora.runtime.switching import SwapStats, paired
 from edge_lora.runtime.unfused import SlotInputs, UnfusedAdapters
+from edge_lora.scenarios import AUTO
 
 
 class Session:
@@ -55,6 +57,8 @@ class Session:
         self._active: Parts = ()
         self._fused: Parts = ()  # those of them that are in the weights
         self._fed = SlotInputs({}, {})  # what their bottlenecks are fed by
+        self._scenarios: Scenarios | None = None
+        self._auto = False  # every run picks one of their adapters by its own input
         self._canary = canary_feeds(manifest)
         self._closed = False
         self._broken = False  # a switch failed half way: the weights are no adapter's
@@ -95,17 +99,25 @@ class Session:
 
     @property
     def active_adapters(self) -> dict[str, float]:
-        """Names and weights of the adapters that every run computes with; empty is the base."""
+        """Names and weights of the adapters that every run computes with; empty is the base.
+
+        After ``set_adapter("auto")``: that of the last run, which the next one may change.
+        """
         return {adapter.name: weight for adapter, weight in self._active}
 
     @property
     def state_id(self) -> str:
-        """Hash of base + active adapters + weights: the key for caches that depend on them."""
+        """Hash of base + active adapters + weights: the key for caches that depend on them.
+
+        After ``set_adapter("auto")``: of base + scenario set, whatever the last run picked.
+        """
         return self.state_with(None)
 
     def state_with(self, adapter: str | None, rank: int | None = None) -> str:
         """Return ``state_id`` for calls that also run with ``adapter`` unfused, at ``rank``."""
         active = [(adapter.content_hash, weight) for adapter, weight in self._active]
+        if self._scenarios is not None and self._auto:
+            return cache_key(self.manifest.fingerprint, AUTO, self._scenarios.sha256)
         unfused = self._require_loaded(adapter).at_rank(rank).content_hash if adapter else None
         return cache_key(self.manifest.fingerprint, active, unfused)
 
@@ -127,7 +139,9 @@ class Session:
         check_inputs(inputs, self.inputs)
         chosen = self.rank_of(adapter, rank)
         with self.held() as engine:
-            return engine.run({**inputs, **self._slot_inputs(adapter, chosen).arrays})
+            if adapter is not None or not self._auto:
+                return engine.run({**inputs, **self._slot_inputs(adapter, chosen).arrays})
+        return self._run_picked(inputs)
 
     def rank_of(self, adapter: str | None, rank: Rank = None) -> int | None:
         """Return the rank that an unfused run of ``adapter`` with ``rank`` uses; None: the whole.
@@ -148,6 +162,8 @@ class Session:
 
     def unfused_values(self, adapter: str | None, rank: int | None = None) -> Mapping[str, object]:
         """Return the engine tensors that a call inside ``held()`` is fed beside its inputs."""
+        if self._auto:
+            raise UnsupportedError(f"adapter {AUTO!r} picks by the input of run(); use that")
         return self._slot_inputs(adapter, rank).values
 
     def io_binding(self, adapter: str | None = None, rank: Rank = None) -> IoBinding:
@@ -207,6 +223,11 @@ class Session:
         """
         loaded = load(Path(path).absolute(), name)
         name = loaded.name
+        if name == AUTO:
+            raise UnsupportedError(
+                f"an adapter cannot be named {AUTO!r}, which asks a session to choose; "
+                f"give it another name: load_adapter({str(path)!r}, name)"
+            )
         with self._changing:
             self._require_open()
             if name in self._loaded:
@@ -225,8 +246,51 @@ class Session:
             self._loaded[name] = loaded
         return name
 
+    def load_scenarios(self, folder: str | Path) -> list[str]:
+        """Load the adapters of a scenario set, each under its condition's name, and its classifier.
+
+        Nothing changes yet: ``set_adapter("auto")`` then lets every run pick by its own input.
+
+        Returns:
+            The names.
+
+        Raises:
+            BundleError: If the set is damaged; lists everything.
+            AdapterMismatchError: If the set or an adapter in it does not fit this base.
+            UnsupportedError: If a set is loaded already, or a name is taken.
+        """
+        scenarios = Scenarios(folder, self.manifest)
+        self._require_no_scenarios()
+        scenarios.load_into(self)
+        with self._changing:
+            self._require_no_scenarios()
+            self._scenarios = scenarios
+        return list(scenarios.names)
+
+    def choose(self, inputs: Arrays) -> Choice:
+        """Return what the loaded scenario set takes these windows for; nothing is run."""
+        return self._require_scenarios().choose(inputs)
+
+    def delete_scenarios(self) -> None:
+        """Forget the scenario set and its adapters, none of which may be active."""
+        with self._changing:
+            names = self._require_scenarios().names
+            busy = [AUTO] if self._auto else [n for n in names if n in self.active_adapters]
+            if busy:
+                raise UnsupportedError(f"{busy[0]!r} is active; call disable_adapters() first")
+            self._scenarios = None
+        for name in names:
+            self.delete_adapter(name)
+
     def set_adapter(self, name: str, weight: float = 1.0, rank: int | None = None) -> SwapStats:
-        """Make one adapter active, at one of its ranks if it is nested; see ``set_adapters``."""
+        """Make one adapter active, at one of its ranks if it is nested; see ``set_adapters``.
+
+        "auto" lets every ``run`` pick an adapter of the loaded scenario set by its own input, and
+        switch if that is another one than before. A batch may be of several conditions: each
+        gets a run of its own.
+        """
+        if name == AUTO:
+            return self._set_auto(weight, rank)
         return self.set_adapters([name], [weight], [rank])
 
     def set_adapters(
@@ -245,6 +309,8 @@ class Session:
             ranks: One each; default None, the whole adapter.
         """
         asked = paired(names, weights, ranks)
+        if AUTO in names:
+            raise UnsupportedError(f"{AUTO!r} stands alone; use set_adapter({AUTO!r})")
         with self._changing:
             wanted = [(self._require_loaded(n).at_rank(rank), weight) for n, weight, rank in asked]
             return self._switch([(adapter, weight) for adapter, weight in wanted if weight])
@@ -258,6 +324,10 @@ class Session:
         with self._changing:
             self._require_open()
             loaded = self._require_loaded(name)
+            if self._scenarios is not None and name in self._scenarios.names:
+                raise UnsupportedError(
+                    f"adapter {name!r} is part of the scenario set; call delete_scenarios()"
+                )
             if name in self.active_adapters:
                 raise UnsupportedError(
                     f"adapter {name!r} is active; call disable_adapters() or set another one first"
@@ -269,16 +339,19 @@ class Session:
     @contextmanager
     def using(self, name: str, weight: float = 1.0, rank: int | None = None) -> Iterator[Session]:
         """Make an adapter active in the block; what was active before comes back after it."""
-        before = self._active
+        before, was_auto = self._active, self._auto
         self.set_adapter(name, weight, rank)
         try:
             yield self
         finally:
-            self.set_adapters(
-                [adapter.name for adapter, _ in before],
-                [weight for _, weight in before],
-                [adapter.rank for adapter, _ in before],
-            )
+            if was_auto:
+                self.set_adapter(AUTO)
+            else:
+                self.set_adapters(
+                    [adapter.name for adapter, _ in before],
+                    [weight for _, weight in before],
+                    [adapter.rank for adapter, _ in before],
+                )
 
     def differing_slots(self) -> list[str]:
         """Return the slots whose weights in use are not the base's; compares every value."""
@@ -313,7 +386,34 @@ class Session:
         """Close."""
         self.close()
 
-    def _switch(self, active: Parts) -> SwapStats:
+    def _set_auto(self, weight: float, rank: int | None) -> SwapStats:
+        if weight != 1 or rank is not None:
+            raise UnsupportedError(f"{AUTO!r} takes whole adapters: no weight, no rank")
+        with self._changing:
+            default = self._require_scenarios().default
+            return self._switch([(self._require_loaded(default), 1.0)], auto=True)
+
+    def _run_picked(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run with the adapters that the input asks for; nobody else can switch in between."""
+        scenarios = self._require_scenarios()
+        choice = scenarios.choose(inputs)
+        with self.held() as engine:  # the usual case, in which runs go side by side
+            if self._auto and set(choice.conditions) == set(self.active_adapters):
+                return engine.run({**inputs, **self._fed.arrays})
+        with self._changing:
+            if self._auto:
+                first = next(iter(self.active_adapters), "")
+                return scenarios.run(inputs, choice, self._run_as, first)
+        return self.run(inputs)  # another adapter was set meanwhile
+
+    def _run_as(self, name: str, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run with one adapter, which stays active; the caller holds ``_changing``."""
+        if list(self.active_adapters) != [name]:
+            self._switch([(self._require_loaded(name), 1.0)], auto=True)
+        with self.held() as engine:
+            return engine.run({**inputs, **self._fed.arrays})
+
+    def _switch(self, active: Parts, *, auto: bool = False) -> SwapStats:
         """Fuse ``active``; the caller holds ``_changing``."""
         self._require_open()
         fused, fed = self._prepared(active)
@@ -323,7 +423,7 @@ class Session:
             start = perf_counter()
             written = self._swap(fused)
             ms = (perf_counter() - start) * 1e3
-            self._active, self._fused, self._fed = active, fused, fed
+            self._active, self._fused, self._fed, self._auto = active, fused, fed, auto
             self._weights.keep(fused)
         return SwapStats(ms, written, self.route)
 
@@ -391,6 +491,16 @@ class Session:
                 f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is "
                 "active; call disable_adapters() first"
             )
+
+    def _require_scenarios(self) -> Scenarios:
+        self._require_open()
+        if self._scenarios is None:
+            raise UnsupportedError("no scenario set is loaded; call load_scenarios() first")
+        return self._scenarios
+
+    def _require_no_scenarios(self) -> None:
+        if self._scenarios is not None:
+            raise UnsupportedError("a scenario set is loaded; call delete_scenarios() first")
 
     def _require_loaded(self, name: str) -> LoadedAdapter:
         if name not in self._loaded:
