@@ -29,7 +29,8 @@ class Layout {
   /// shape.size() values in the order of `stored`.
   static void ProbeValues(Shape shape, Stored stored, float* out);
 
-  /// Reads the layout off `elements` values that an engine made of ProbeValues.
+  /// Reads the layout off `elements` values that an engine made of ProbeValues. Other values are
+  /// padding, and so are copies of the last output that follow it.
   /// Throws Error(kUnsupported) if it is no such permutation.
   static std::shared_ptr<const Layout> FromProbe(const float* block, uint64_t elements,
                                                  Shape shape);

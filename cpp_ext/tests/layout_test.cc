@@ -55,6 +55,11 @@ int main() {
   auto doubled = values;
   doubled[1] = doubled[0];
   CHECK(Has(MessageOf([&] { Layout::FromProbe(doubled.data(), 6, {2, 3}); }), "two places"));
+  // Copies of the last output are padding; the first one is it.
+  std::vector<float> padded(8);
+  Layout::ProbeValues({2, 3}, Stored::kInOut, padded.data());
+  padded[6] = padded[7] = padded[5];
+  CHECK(Layout::FromProbe(padded.data(), 8, {2, 3})->Offset(2, 1) == 5);
   values[2] = 0;
   CHECK(Has(MessageOf([&] { Layout::FromProbe(values.data(), 6, {2, 3}); }), "missing"));
   CHECK(!MessageOf([&] { Layout::Plain({0, 3}, Stored::kOutIn); }).empty());

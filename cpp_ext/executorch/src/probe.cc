@@ -1,6 +1,7 @@
 #include "probe.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -42,27 +43,32 @@ std::span<uint8_t> WeightIn(std::span<uint8_t> pte, const ProbeSlot& slot) {
   return pte.subspan(slot.offset, shape.size() * sizeof(float));
 }
 
-/// Writes raw (out, in) values to where a layout says that they go.
-void Place(const Layout& layout, const uint8_t* real, uint8_t* block) {
-  const Shape shape = layout.shape();
-  std::vector<uint32_t> offsets(shape.in);
-  for (uint64_t n = 0; n < shape.out; ++n) {
-    layout.Offsets(0, shape.in, n, offsets.data());
-    for (uint64_t k = 0; k < shape.in; ++k, real += sizeof(float)) {
-      std::memcpy(block + offsets[k] * sizeof(float), real, sizeof(float));
-    }
+/// Writes the real values to wherever probe values lie in a block, padding included.
+void Undisguise(const ProbeSlot& slot, const uint8_t* real, std::span<uint8_t> block) {
+  float value = 0;
+  Layout::ProbeValues({1, 1}, Stored::kOutIn, &value);
+  const auto first = std::bit_cast<uint32_t>(value);
+  for (size_t at = 0; at + sizeof(float) <= block.size(); at += sizeof(float)) {
+    uint32_t name = 0;
+    std::memcpy(&name, block.data() + at, sizeof name);
+    if (name - first >= slot.shape.size()) continue;
+    std::memcpy(block.data() + at, real + (name - first) * sizeof(float), sizeof(float));
   }
 }
 
-}  // namespace
-
+/// The entries of a weight: one, or one for each bias that it is packed with.
 std::vector<PackedEntry> EntriesOf(const PackedIndex& index, const std::string& key) {
+  constexpr size_t kWeightName = 64;  // sha256 in hex; the bias's follows
+  const std::string weight = key.substr(0, kWeightName);
   std::vector<PackedEntry> entries;
-  for (auto it = index.lower_bound(key); it != index.end() && it->first.starts_with(key); ++it) {
+  for (auto it = index.lower_bound(weight); it != index.end() && it->first.starts_with(weight);
+       ++it) {
     entries.push_back(it->second);
   }
   return entries;
 }
+
+}  // namespace
 
 ProbedProgram OpenProbed(std::span<uint8_t> pte, const std::shared_ptr<const PackedFile>& packed,
                          int threads, const std::vector<ProbeSlot>& slots) {
@@ -89,7 +95,7 @@ ProbedProgram OpenProbed(std::span<uint8_t> pte, const std::shared_ptr<const Pac
       uint8_t* block = file->data() + entry.offset;
       const auto layout = Layout::FromProbe(reinterpret_cast<const float*>(block),
                                             entry.bytes / sizeof(float), slots[i].shape);
-      Place(*layout, disguises[i]->real(), block);
+      Undisguise(slots[i], disguises[i]->real(), {block, entry.bytes});
       if (&entry == entries.data()) probed.layouts.push_back(layout);
     }
   }

@@ -13,7 +13,7 @@
 namespace edge_lora {
 
 /// A weight whose layout is wanted: raw fp32 values of shape (out, in) at `offset` in the program,
-/// packed under `key`.
+/// packed under `key`, the name of its entry.
 struct ProbeSlot {
   std::string key;
   uint64_t offset = 0;
@@ -37,8 +37,5 @@ struct ProbedProgram {
 /// or the file holds packed weights already.
 ProbedProgram OpenProbed(std::span<uint8_t> pte, const std::shared_ptr<const PackedFile>& packed,
                          int threads, const std::vector<ProbeSlot>& slots);
-
-/// The entries of a weight: one, or one for each bias that it is packed with.
-std::vector<PackedEntry> EntriesOf(const PackedIndex& index, const std::string& key);
 
 }  // namespace edge_lora
