@@ -1,59 +1,54 @@
-"""``export_bundle``: a torch module becomes a folder that any ONNX Runtime can run."""
+"""``export_bundle``: a torch module becomes a folder that the engines on a device can run."""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast, get_args
 
-import onnx_ir as ir
 import torch
 
-from edge_lora.bundle import (
-    MANIFEST,
-    Manifest,
-    StoredSlot,
-    TensorSpec,
-    hash_file,
-    write_manifest,
-)
+from edge_lora.bundle import MANIFEST, Manifest, hash_file, write_manifest
 from edge_lora.bundle_check import verify_slots
-from edge_lora.errors import BundleError, UnknownNameError, UnsupportedError, list_all
-from edge_lora.export import onnx_passes
-from edge_lora.export.causal_lm import is_causal_lm, plan_causal_lm
-from edge_lora.export.foldable import require_read_at_run_time
-from edge_lora.export.onnx_graph import quiet, translate
-from edge_lora.export.plan import Plan, Task, plan_generic
-from edge_lora.export.site_graph import add_sites
-from edge_lora.export.site_markers import marking
-from edge_lora.export.slot_choice import choose_slots
-from edge_lora.export.slot_graph import (
-    SLOT_FORMS,
-    AddSlotInputs,
-    gain_input_name,
-    lora_input_names,
+from edge_lora.bundle_program import ProgramWeights
+from edge_lora.errors import (
+    BundleError,
+    EngineUnavailableError,
+    UnknownNameError,
+    UnsupportedError,
+    list_all,
 )
+from edge_lora.export.plan import Task
+from edge_lora.export.request import EngineExporter, Exported, Request
+from edge_lora.export.slot_choice import choose_slots
+from edge_lora.export.slot_forms import SLOT_FORMS
 from edge_lora.export.stages import Stages
-from edge_lora.export.verify import verify_outputs
-from edge_lora.export.weights import write_weights
 from edge_lora.methods.base_slots import (
-    SlotWeight,
     default_slots,
     find_others,
     find_weights,
     slot_of,
     slot_table,
 )
-from edge_lora.methods.sites import Site, match_sites
-from edge_lora.slots import Slot, SlotTable
+from edge_lora.methods.sites import match_sites
+from edge_lora.slots import SlotTable
 
-ENGINES = ("onnxruntime", "executorch")
+ENGINES = {
+    "onnxruntime": "edge_lora.export.onnx_part",
+    "executorch": "edge_lora.export.executorch_part",
+}
+INSTALL = {
+    "onnxruntime": "pip install 'edge-lora[export]'",
+    "executorch": "pip install 'edge-lora[export-executorch]'",
+}
 SLOTS = ("none", "inputs")
-MODEL_FILE, WEIGHTS_FILE, TOKENIZER_FOLDER = "onnx/model.onnx", "onnx/weights.bin", "tokenizer"
+TOKENIZER_FOLDER = "tokenizer"
+_PACKAGES = ("edge-lora", "torch", "transformers")
 
 
 class Tokenizer(Protocol):
@@ -74,6 +69,8 @@ def export_bundle(
     slot_forms: Sequence[str] = ("low_rank",),
     slot_names: Sequence[str] | None = None,
     sites: Sequence[str] = (),
+    program_weights: ProgramWeights = "fp32",
+    cache_length: int | None = None,
     base_id: str | None = None,
     tokenizer: Tokenizer | None = None,
     progress: bool = True,
@@ -90,8 +87,9 @@ def export_bundle(
         task: Default: "generic" if there are ``example_inputs``, else "causal-lm".
         example_inputs: ``forward``'s argument names -> tensors; the names become the graph's.
         dynamic_shapes: Argument -> {axis: name} of sizes that may vary. Default: axis 0 is
-            ``batch``, if the model can be traced so.
-        engines: Only "onnxruntime" so far.
+            ``batch``, if the model can be traced so. An ExecuTorch program takes up to 8 times the
+            size in ``example_inputs``, and at least 16, for which it reserves memory.
+        engines: "onnxruntime", "executorch", or both over one slot table.
         slots: "none": adapters are fused into the weights. "inputs": every slot also gets optional
             inputs (in, rank) and (rank, out), so that an adapter can be fed for one call.
         slot_forms: What the inputs of a slot can carry. "row_scale" beside "low_rank" lets DoRA run
@@ -100,6 +98,10 @@ def export_bundle(
             fused adapters, without inputs. One that matches no weight may name biases and norms.
         sites: Globs over module names, ``"*.mlp"`` or ``"*.norm->*.mlp"`` (a branch that reads the
             input of another module), where adapters may put a bottleneck. Default: nowhere.
+        program_weights: Of an ExecuTorch program. "int8-dynamic": linear layers in 8 bits with a
+            scale per row; activations are quantised at every run.
+        cache_length: Positions of the KV cache inside an ExecuTorch program: prompt and answer
+            together. Default: the model's context, at most 1024.
         base_id: Readable name of the base. Default: its config's name or its class.
         tokenizer: A fast tokenizer of transformers, stored beside the graph.
         progress: Show stages on stderr.
@@ -108,13 +110,16 @@ def export_bundle(
         The manifest that was written.
 
     Raises:
-        UnsupportedError: The model cannot be traced or its graph differs from torch.
+        UnsupportedError: The model cannot be traced, its graph differs from torch, or an engine
+            cannot do what is asked.
+        EngineUnavailableError: An engine's packages are not installed.
         UnknownNameError: Unknown engine, ``slots`` value, form, task or pattern; lists the known.
         BundleError: ``out`` is in the way.
     """
     out = Path(out)
-    _check_choices(task, engines, slots, slot_forms)
+    _check_choices(task, engines, slots, slot_forms, program_weights)
     _check_out(out)
+    parts = {name: _exporter(name) for name in ENGINES if name in engines}
     task = task or ("generic" if example_inputs is not None else "causal-lm")
     stages = Stages(progress)
     if away := {str(p.device) for p in model.parameters() if p.device.type != "cpu"}:
@@ -126,38 +131,32 @@ def export_bundle(
             weights = find_weights(model)
             others = find_others(model)
             names = choose_slots(weights, others, slot_names)
-            # A branch on the output head costs every token a pass over the vocabulary: if named.
-            branched = names if slot_names is not None else default_slots(model, weights)
             table = slot_table(model, base_id or "")
             named = [slot_of(others[name]) for name in names if name in others]
-            every = SlotTable([*table.values(), *named], table.base_id, table.fingerprint)
-            found_sites = match_sites(model, sites) if sites else {}
-        with stages("trace and translate"):
-            plan, graph = _plan_and_translate(
-                model, task, example_inputs, dynamic_shapes, found_sites
-            )
-        with stages("simplify"):
-            chosen = _run_passes(
-                graph, plan, every, weights, names, must_exist=slot_names is not None
-            )
-            site_slots = {name: site.slot() for name, site in found_sites.items()}
-            bundle_sites = add_sites(graph, chosen, site_slots)
-            if slots == "inputs":
-                AddSlotInputs([s for s in chosen if s.name in branched], slot_forms)(graph)
+        request = Request(
+            model=model,
+            task=task,
+            example_inputs=example_inputs,
+            dynamic_shapes=dynamic_shapes,
+            weights=weights,
+            table=SlotTable([*table.values(), *named], table.base_id, table.fingerprint),
+            names=names,
+            is_named=slot_names is not None,
+            slots=slots,
+            # A branch on the output head costs every token a pass over the vocabulary: if named.
+            branched=names if slot_names is not None else default_slots(model, weights),
+            slot_forms=slot_forms,
+            sites=match_sites(model, sites) if sites else {},
+            program_weights=program_weights,
+            cache_length=cache_length,
+        )
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
             folder = Path(scratch) / "bundle"
-            with stages("write weights"):
-                stored = _write_graph(graph, folder, chosen)
-                _write_tokenizer(tokenizer, folder)
-            with stages("verify against torch"):
-                dtypes = {slot.dtype for slot in table.values()} or {"F32"}
-                error = verify_outputs(folder / MODEL_FILE, plan, max(dtypes, key=_coarseness))
-            manifest = replace(
-                _manifest(graph, plan, table, chosen, stored, error, folder),
-                slots=SlotTable([*chosen, *site_slots.values()], table.base_id, table.fingerprint),
-                sites=bundle_sites,
-            )
+            folder.mkdir()
+            exported = _export(request, parts, folder, stages)
+            _write_tokenizer(tokenizer, folder)
+            manifest = _manifest(request, table, exported, folder, parts)
             with stages("verify weights"):
                 verify_slots(folder, manifest)
             write_manifest(folder, manifest)
@@ -169,7 +168,11 @@ def export_bundle(
 
 
 def _check_choices(
-    task: str | None, engines: Sequence[str], slots: str, slot_forms: Sequence[str]
+    task: str | None,
+    engines: Sequence[str],
+    slots: str,
+    slot_forms: Sequence[str],
+    program_weights: str,
 ) -> None:
     problems = [
         f"unknown engine {engine!r}. Known: {', '.join(ENGINES)}"
@@ -185,14 +188,13 @@ def _check_choices(
         for form in slot_forms
         if form not in SLOT_FORMS
     ]
+    known = get_args(ProgramWeights)
+    if program_weights not in known:
+        problems.append(f"unknown program_weights={program_weights!r}. Known: {', '.join(known)}")
     if task not in (None, "causal-lm", "generic"):
         problems.append(f"unknown task {task!r}. Known: causal-lm, generic")
     if problems:
         raise UnknownNameError("\n".join(problems))
-    if "executorch" in engines:
-        raise UnsupportedError(
-            "export to executorch is not built yet. Use engines=('onnxruntime',)"
-        )
 
 
 def _check_out(out: Path) -> None:
@@ -206,86 +208,62 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _plan_and_translate(
-    model: torch.nn.Module,
-    task: Task,
-    example_inputs: Mapping[str, torch.Tensor] | None,
-    dynamic_shapes: Mapping[str, Mapping[int, str]] | None,
-    sites: Mapping[str, Site],
-) -> tuple[Plan, ir.Model]:
-    if task == "causal-lm":
-        if example_inputs is not None or not is_causal_lm(model):
-            raise UnsupportedError(
-                f"{type(model).__name__} is not exported as causal-lm: that takes a causal "
-                "language model of transformers and no example_inputs. For any other module pass "
-                'task="generic" and example_inputs={"x": tensor}'
-            )
-        plan = marking(plan_causal_lm(model), sites)
-        return plan, translate(plan)
-    plan = marking(plan_generic(model, example_inputs or {}, dynamic_shapes), sites)
+def _exporter(engine: str) -> EngineExporter:
+    """Return the module that exports to ``engine``; its packages are imported only here."""
     try:
-        return plan, translate(plan)
-    except UnsupportedError:
-        if dynamic_shapes is not None or not any(plan.dynamic_shapes.values()):
-            raise
-    fixed = plan_generic(model, example_inputs or {}, dynamic_shapes={})  # every size
-    plan = marking(fixed, sites)
-    return plan, translate(plan)
+        module = importlib.import_module(ENGINES[engine])
+    except ModuleNotFoundError as error:
+        raise EngineUnavailableError(
+            f"export to {engine} is not installed ({error.name} is missing). "
+            f"Install it with: {INSTALL[engine]}"
+        ) from error
+    return cast("EngineExporter", module)
 
 
-def _run_passes(
-    graph: ir.Model,
-    plan: Plan,
+def _export(
+    request: Request, parts: Mapping[str, EngineExporter], folder: Path, stages: Stages
+) -> dict[str, Exported]:
+    """Export to each engine; every one gets the same slots, those that all of them can change."""
+    exported: dict[str, Exported] = {}
+    for name in sorted(parts):  # executorch, which can change fewer slots, comes first
+        exported[name] = parts[name].export(request, folder, stages)
+        request = replace(request, names=exported[name].slots)
+    for name, result in exported.items():
+        if lost := set(result.slots) - set(request.names):
+            raise UnsupportedError(
+                list_all(f"slots that {name} has and another engine has not", sorted(lost))
+            )
+    return exported
+
+
+def _manifest(
+    request: Request,
     table: SlotTable,
-    weights: Mapping[str, SlotWeight],
-    names: Sequence[str],
-    *,
-    must_exist: bool,
-) -> list[Slot]:
-    """Rewrite ``graph`` in place; return the slots among ``names`` that it really reads."""
-    transposed = {name for name, weight in weights.items() if weight.is_transposed}
-    onnx_passes.NameWeights(plan.weight_prefix, table, transposed)(graph)
-    present = graph.graph.initializers
-    absent = [name for name in names if name not in present]
-    if absent and must_exist:
-        raise UnsupportedError(list_all("slots that the traced forward does not read", absent))
-    kept = [table[name] for name in names if name in present]
-    # Weights that no adapter may change still keep their names and lose their transpositions,
-    # but a convolution among them may absorb its batch normalisation.
-    guarded = [
-        slot
-        for slot in table.values()
-        if slot.name in present and (slot in kept or slot.kind != "conv")
-    ]
-    with quiet():
-        onnx_passes.Simplify(guarded)(graph)
-    onnx_passes.FoldWeightTransposes(guarded)(graph)
-    onnx_passes.Tidy(guarded, plan.weight_prefix)(graph)
-    require_read_at_run_time(graph.graph, kept)
-    return kept
-
-
-def _write_graph(model: ir.Model, folder: Path, slots: Sequence[Slot]) -> dict[str, StoredSlot]:
-    """Write model.onnx and weights.bin; return where each slot lies."""
-    path = folder / MODEL_FILE
-    path.parent.mkdir(parents=True)
-    offsets = write_weights(model, {slot.name for slot in slots}, folder / WEIGHTS_FILE)
-    ir.save(model, path)
-    inputs = {value.name for value in model.graph.inputs}
-    stored = {}
-    for slot in slots:
-        value = model.graph.initializers[slot.name]
-        pair, gain = lora_input_names(slot), gain_input_name(slot)
-        stored[slot.name] = StoredSlot(
-            file=WEIGHTS_FILE,
-            offset=offsets[slot.name],
-            layout=value.meta[onnx_passes.LAYOUT],
-            initializer=slot.name,
-            operators=tuple(sorted({node.op_type for node, _ in value.uses()})),
-            lora_inputs=pair if pair[0] in inputs else None,
-            gain_input=gain if gain in inputs else None,
-        )
-    return stored
+    exported: Mapping[str, Exported],
+    folder: Path,
+    parts: Mapping[str, EngineExporter],
+) -> Manifest:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    packages = [package for part in parts.values() for package in part.PACKAGES]
+    slots = [request.table[name] for name in next(iter(exported.values())).slots]
+    sites = [site.slot() for site in request.sites.values()]
+    empty = Manifest(
+        base_id=table.base_id,
+        fingerprint=table.fingerprint,
+        task=request.task,
+        slots=SlotTable([*slots, *sites], table.base_id, table.fingerprint),
+        stored={},
+        inputs=(),
+        outputs=(),
+        files={path.relative_to(folder).as_posix(): hash_file(path) for path in files},
+        parity={name: result.error for name, result in exported.items()},
+        base_slots=len(table),
+        producer={name: version for name in (*_PACKAGES, *packages) if (version := _version(name))},
+    )
+    for result in exported.values():
+        config = {**empty.config, **result.config}
+        empty = replace(empty, config=config, **result.fields)
+    return empty
 
 
 def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
@@ -297,46 +275,6 @@ def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
         raise UnsupportedError(
             f"{type(tokenizer).__name__} has no tokenizer.json: a fast tokenizer is needed"
         )
-
-
-def _coarseness(dtype: str) -> int:
-    return ("F32", "F16", "BF16").index(dtype)
-
-
-def _manifest(
-    model: ir.Model,
-    plan: Plan,
-    table: SlotTable,
-    slots: Sequence[Slot],
-    stored: Mapping[str, StoredSlot],
-    error: float,
-    folder: Path,
-) -> Manifest:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    required = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-    packages = ("edge-lora", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-    return Manifest(
-        base_id=table.base_id,
-        fingerprint=table.fingerprint,
-        task=plan.task,
-        slots=SlotTable(slots, table.base_id, table.fingerprint),
-        stored=stored,
-        inputs=tuple(_spec(value) for value in required),
-        outputs=tuple(_spec(value) for value in model.graph.outputs),
-        files={path.relative_to(folder).as_posix(): hash_file(path) for path in files},
-        parity={"onnxruntime": error},
-        config=plan.config,
-        base_slots=len(table),
-        producer={name: version for name in packages if (version := _version(name))},
-    )
-
-
-def _spec(value: ir.Value) -> TensorSpec:
-    assert value.name is not None
-    assert value.dtype is not None
-    assert value.shape is not None
-    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return TensorSpec(value.name, value.dtype.numpy().name, shape)
 
 
 def _version(package: str) -> str:

@@ -32,6 +32,7 @@ class Plan:
         cases: Arguments on which the finished graph is compared with ``module``.
         config: What the manifest tells the runtime about the model.
         while_tracing: Makes the context in which ``module`` is traced, but not checked.
+        state: Names of the buffers that ``forward`` changes and the next run reads.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Plan:
     cases: tuple[Case, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     while_tracing: Callable[[], AbstractContextManager[None]] = nullcontext
+    state: tuple[str, ...] = ()
 
 
 def flatten(arguments: Case) -> list[torch.Tensor]:

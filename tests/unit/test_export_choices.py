@@ -46,11 +46,6 @@ def test_unknown_engine_and_slots_are_listed_together(tmp_path):
     )
 
 
-def test_executorch_is_not_built_yet(tmp_path):
-    options = {"engines": ("onnxruntime", "executorch"), "example_inputs": X}
-    refuse(tmp_path, UnsupportedError, "not built yet", **options)
-
-
 def test_a_pattern_without_a_slot_suggests_close_names(tmp_path):
     refuse(tmp_path, UnknownNameError, "'*.dwn'.*'down'", example_inputs=X, slot_names=["*.dwn"])
 

@@ -12,8 +12,9 @@ from edge_lora.bundle_check import verify_fingerprint, verify_slots
 from edge_lora.errors import BundleError, UnsupportedError
 from edge_lora.export import export_bundle
 from edge_lora.export.onnx_passes import LAYOUT, FoldWeightTransposes
+from edge_lora.export.parity import relative_error
 from edge_lora.export.plan import plan_generic
-from edge_lora.export.verify import relative_error, verify_outputs
+from edge_lora.export.verify import verify_outputs
 from edge_lora.slots import Slot
 
 pytestmark = [pytest.mark.torch, pytest.mark.ort]

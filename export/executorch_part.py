@@ -1,0 +1,142 @@
+"""Export to ExecuTorch: ``executorch/model.pte``, one method ``forward`` on XNNPACK."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from edge_lora.bundle_program import Program
+from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.export.executorch_lowering import Lowered, lower
+from edge_lora.export.executorch_slots import Reader, places, readers_of, refusal
+from edge_lora.export.executorch_verify import verify_program
+from edge_lora.export.plan import Plan, plan_generic
+from edge_lora.export.request import Exported, Request, require_causal_lm
+from edge_lora.export.stages import Stages
+
+logger = logging.getLogger(__name__)
+
+PROGRAM_FILE = "executorch/model.pte"
+PACKAGES = ("executorch",)
+
+
+def export(request: Request, folder: Path, stages: Stages) -> Exported:
+    """Write the program into ``folder`` and check it against torch.
+
+    Raises:
+        UnsupportedError: The model cannot be lowered, a slot cannot be changed there, or the
+            program differs from torch.
+    """
+    _check(request)
+    with stages("lower to ExecuTorch"):
+        plan, lowered = _plan_and_lower(request)
+    with stages("find weights in the program"):
+        readers = _readers(request, plan, lowered)
+        names = _choose(request, readers)
+        in_place = _slot_of_parameter(request, plan)
+        slots = places(
+            lowered.pte,
+            {name: request.table[name] for name in names},
+            {name: request.weights[name].tensor for name in names},
+            readers,
+            lowered.traced.state_dict,
+            {in_place[name] for name in lowered.read_in_place if name in in_place},
+        )
+    order = tuple(spec.name for spec in lowered.inputs)
+    with stages("verify against torch"):
+        error = verify_program(lowered.pte, plan, order, request.program_weights)
+    path = folder / PROGRAM_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(lowered.pte)
+    program = Program(
+        file=PROGRAM_FILE,
+        inputs=lowered.inputs,
+        input_order=order,
+        outputs=lowered.outputs,
+        slots=slots,
+        weights=request.program_weights,
+        canary=plan.config.get("canary", {}),
+    )
+    config = {key: value for key, value in plan.config.items() if key != "canary"}
+    return Exported(names, error, config, {"program": program})
+
+
+def _check(request: Request) -> None:
+    problems = []
+    if request.sites:
+        problems.append("it has no inputs for bottlenecks: leave out sites")
+    if request.slots == "inputs" and set(request.slot_forms) != {"low_rank"}:
+        problems.append("its slots take low_rank inputs only: leave out slot_forms")
+    dtypes = {name: p.dtype for name, p in request.model.named_parameters()}
+    other = sorted(name for name, dtype in dtypes.items() if dtype != torch.float32)
+    if other:
+        problems.append(
+            f"{other[0]} and {len(other) - 1} more are {dtypes[other[0]]}, it takes fp32: "
+            "call model.float() first"
+        )
+    if problems:
+        raise UnsupportedError(list_all("export to ExecuTorch cannot do what is asked", problems))
+
+
+def _plan_and_lower(request: Request) -> tuple[Plan, Lowered]:
+    if request.task == "causal-lm":
+        require_causal_lm(request)
+        raise UnsupportedError("causal language models are not lowered to ExecuTorch yet")
+    model, example, shapes = request.model, request.example_inputs or {}, request.dynamic_shapes
+    plan = plan_generic(model, example, shapes)
+    try:
+        return plan, lower(plan, {})
+    except UnsupportedError:
+        if shapes is not None or not any(plan.dynamic_shapes.values()):
+            raise
+    fixed = plan_generic(model, example, dynamic_shapes={})  # every size
+    return fixed, lower(fixed, {})
+
+
+def _slot_of_parameter(request: Request, plan: Plan) -> dict[str, str]:
+    """Return the slot of each parameter of the traced module that has one."""
+    return {
+        f"{plan.weight_prefix}{name}": slot.name
+        for slot in request.table.values()
+        for name in (slot.name, *slot.aliases)
+    }
+
+
+def _readers(request: Request, plan: Plan, lowered: Lowered) -> dict[str, list[Reader]]:
+    """Return what reads each slot; names of a tied weight count together."""
+    slots = _slot_of_parameter(request, plan)
+    found: dict[str, list[Reader]] = defaultdict(list)
+    for parameter, readers in readers_of(lowered.traced).items():
+        if parameter in slots:
+            found[slots[parameter]] += readers
+    return found
+
+
+def _choose(request: Request, readers: Mapping[str, list[Reader]]) -> tuple[str, ...]:
+    """Return the slots that this engine can change.
+
+    Raises:
+        UnsupportedError: If one that was asked for is not among them, or none is left.
+    """
+    twins: dict[str, list[str]] = defaultdict(list)
+    for slot in request.table.values():
+        twins[slot.sha256].append(slot.name)
+    refused = {}
+    for name in request.names:
+        slot = request.table[name]
+        others = [twin for twin in twins[slot.sha256] if twin != name]
+        if reason := refusal(slot, readers.get(name, []), others):
+            refused[name] = f"{name}: {reason}"
+    chosen = tuple(name for name in request.names if name not in refused)
+    if refused and (request.is_named or not chosen):
+        title = "slots that an ExecuTorch program cannot change"
+        raise UnsupportedError(
+            f"{list_all(title, list(refused.values()))}\nLeave them out of slot_names"
+        )
+    for reason in refused.values():
+        logger.warning("left out of the bundle: %s", reason)
+    return chosen

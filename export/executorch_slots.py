@@ -1,0 +1,177 @@
+"""Which slots an ExecuTorch program can change, and where in the file their weights lie.
+
+XNNPACK packs the weights of the linear layers that it computes, each once, under a name made of
+the content of weight and bias. Kernels outside XNNPACK read their weights where they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from edge_lora.bundle_program import ProgramSlot
+from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.slots import Slot
+
+_LINEAR, _EMBEDDING = "aten.linear.default", "aten.embedding.default"
+_ALIGNMENT = 16  # of weights in the file
+_MOST_HITS = 10_000  # a weight that starts like so many other places cannot be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What reads one parameter in the traced program.
+
+    Attributes:
+        operator: Its full name, "aten.linear.default".
+        is_weight: Whether the parameter is its weight.
+        bias: The parameter or buffer that it adds, if any, by name.
+    """
+
+    operator: str
+    is_weight: bool
+    bias: str | None
+
+
+def readers_of(traced: ExportedProgram) -> dict[str, list[Reader]]:
+    """Return what reads each parameter, by the parameter's name in ``traced``."""
+    signature = traced.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    found: dict[str, list[Reader]] = defaultdict(list)
+    for node in traced.graph.find_nodes(op="placeholder"):
+        if node.name not in names:
+            continue
+        for user in node.users:
+            is_linear = str(user.target) == _LINEAR
+            is_weight = (
+                user.args[1] is node if is_linear else bool(user.args) and user.args[0] is node
+            )
+            bias = user.args[2] if is_linear and len(user.args) > 2 else None
+            name = names[bias.name] if isinstance(bias, torch.fx.Node) else None
+            found[names[node.name]].append(Reader(str(user.target), is_weight, name))
+    return dict(found)
+
+
+def refusal(slot: Slot, readers: Sequence[Reader], twins: Sequence[str]) -> str | None:
+    """Return why this engine cannot change a slot; None if it can."""
+    if slot.kind not in ("linear", "embedding"):
+        return f"is {_told(slot)}; only linear layers and embeddings can be changed"
+    if not readers:
+        return "is not read by the traced forward"
+    operators = {r.operator for r in readers if r.is_weight} | {
+        f"{r.operator} (as an operand)" for r in readers if not r.is_weight
+    }
+    if unknown := sorted(operators - {_LINEAR, _EMBEDDING}):
+        return f"is read by {', '.join(unknown)}; only linear layers and embeddings can be changed"
+    if twins:
+        return f"holds the same values as {', '.join(twins)}, and XNNPACK packs equal weights once"
+    if len({r.bias for r in readers if r.operator == _LINEAR}) > 1:
+        return "is shared by linear layers of different biases, which XNNPACK packs twice"
+    return None
+
+
+def _told(slot: Slot) -> str:
+    return "a convolution's" if slot.kind == "conv" else "a bias or norm"
+
+
+def places(
+    pte: bytes,
+    slots: Mapping[str, Slot],
+    values: Mapping[str, torch.Tensor],
+    readers: Mapping[str, Sequence[Reader]],
+    biases: Mapping[str, torch.Tensor],
+    read_in_place: Iterable[str],
+) -> dict[str, ProgramSlot]:
+    """Return where the program keeps each slot's weight, fp32.
+
+    Args:
+        pte: The program's file.
+        slots: By name.
+        values: Slot -> weight.
+        readers: Slot -> what reads it.
+        biases: Name in ``readers`` -> bias.
+        read_in_place: The slots that kernels outside XNNPACK read.
+
+    Raises:
+        UnsupportedError: If a weight is not found exactly as often as it must lie there.
+    """
+    arrays = {name: np.ascontiguousarray(values[name].detach().numpy()) for name in slots}
+    offsets = find_all(pte, arrays)
+    found, problems = {}, []
+    kernels = set(read_in_place)
+    for name, slot in slots.items():
+        linear = [r for r in readers[name] if r.operator == _LINEAR]
+        # What reads a weight of linear layers only, in place, is a linear layer.
+        is_packed = bool(linear) and (name not in kernels or len(linear) < len(readers[name]))
+        expected = is_packed + (name in kernels)
+        if len(offsets[name]) != expected:
+            problems.append(f"{name}: found {len(offsets[name])} times, expected {expected}")
+            continue
+        if is_packed and slot.sha256.encode() not in pte:
+            problems.append(f"{name}: XNNPACK does not name it by its content")
+            continue
+        bias = next((r.bias for r in linear if r.bias), None)
+        key = slot.sha256 + (_sha256(biases[bias]) if bias else "") if is_packed else ""
+        # Weights of kernels lie in the first segment, those of XNNPACK in later ones.
+        found[name] = ProgramSlot(offsets[name][0], key, is_read_in_place=name in kernels)
+    if problems:
+        raise UnsupportedError(list_all("weights that cannot be told apart in model.pte", problems))
+    return found
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def find_all(pte: bytes, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, list[int]]:
+    """Return every aligned offset at which the bytes of each array lie in ``pte``.
+
+    One pass over the file looks for the first telling word of every array.
+    """
+    raws = {name: array.view(np.uint8).reshape(-1) for name, array in arrays.items()}
+    probes = {name: _telling_word(raw) for name, raw in raws.items()}
+    words = np.frombuffer(pte, np.uint64, len(pte) // 8)[::2]
+    wanted = np.unique([word for _, word in probes.values()]).astype(np.uint64)
+    hits = _positions(words, wanted)
+    image = np.frombuffer(pte, np.uint8)
+    found: dict[str, list[int]] = {}
+    for name, raw in raws.items():
+        skip, word = probes[name]
+        starts = hits[word] * _ALIGNMENT - skip
+        found[name] = [
+            int(start)
+            for start in starts[:_MOST_HITS]
+            if start >= 0 and np.array_equal(image[start : start + raw.size], raw)
+        ]
+    return found
+
+
+def _telling_word(raw: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return offset and value of the first 8 bytes, at an aligned place, that are not all zero."""
+    padded = np.zeros(-(-raw.size // _ALIGNMENT) * _ALIGNMENT, np.uint8)
+    padded[: raw.size] = raw
+    words = padded.view(np.uint64)[::2]
+    index = int(np.argmax(words != 0))
+    return index * _ALIGNMENT, int(words[index])
+
+
+def _positions(
+    words: NDArray[np.uint64], wanted: NDArray[np.uint64]
+) -> dict[int, NDArray[np.intp]]:
+    step = 1 << 22
+    found: dict[int, list[NDArray[np.intp]]] = {int(word): [] for word in wanted}
+    for start in range(0, len(words), step):
+        chunk = words[start : start + step]
+        order = np.minimum(np.searchsorted(wanted, chunk), len(wanted) - 1)
+        places = np.flatnonzero(wanted[order] == chunk)
+        for word in np.unique(chunk[places]):
+            found[int(word)].append(places[chunk[places] == word] + start)
+    empty = np.empty(0, np.intp)
+    return {word: np.concatenate([empty, *parts]) for word, parts in found.items()}
