@@ -6,12 +6,12 @@ import hashlib
 import json
 import operator
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from edge_lora import native
 from edge_lora.adapter import Adapter, BaseIdentity
@@ -22,7 +22,7 @@ from edge_lora.errors import (
     UnsupportedError,
 )
 from edge_lora.forms import LowRank
-from edge_lora.native import AdapterFile, Image, Patch
+from edge_lora.native import AdapterFile
 from edge_lora.runtime.cache import cache_folder, cache_key, trim
 
 
@@ -201,7 +201,33 @@ def read_file(path: Path) -> AdapterFile:
         raise AdapterFileError(message) from error
 
 
-class PatchPool:
+class Compiled(Protocol):
+    """One adapter, or a weighted sum of them, made ready for one image."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+
+    def save(self, path: str) -> None:
+        """Write to a cache file, atomically."""
+
+
+Compiled_co = TypeVar("Compiled_co", bound=Compiled, covariant=True)
+Opened = TypeVar("Opened")
+Made = TypeVar("Made", bound=Compiled)
+
+
+class Compiler(Protocol[Opened, Compiled_co]):
+    """What makes patches of adapters that were opened."""
+
+    def compile(self, parts: list[tuple[Opened, float]]) -> Compiled_co:
+        """Compile a weighted sum of adapters."""
+
+    def load_patch(self, path: str) -> Compiled_co:
+        """Read what a patch saved; raises EdgeLoraError if it is damaged."""
+
+
+class PatchPool(Generic[Opened, Made]):
     """Compiled patches, least recently used out first, under a byte budget.
 
     The newest one and the pinned one stay whatever they take.
@@ -209,10 +235,20 @@ class PatchPool:
     A patch that was dropped comes back from the user's cache folder, or is compiled again.
     """
 
-    def __init__(self, image: Image, image_key: str, budget_bytes: int | None) -> None:
-        """Keep patches for ``image``, whose layout and content ``image_key`` names."""
+    def __init__(
+        self,
+        image: Compiler[Opened, Made],
+        image_key: str,
+        budget_bytes: int | None,
+        opened: Callable[[LoadedAdapter], Opened],
+    ) -> None:
+        """Keep patches for ``image``, whose layout and content ``image_key`` names.
+
+        ``opened`` reads an adapter again, for the compiler.
+        """
         self._image, self._image_key, self._budget = image, image_key, budget_bytes
-        self._patches: dict[str, Patch] = {}  # in order of last use
+        self._opened = opened
+        self._patches: dict[str, Made] = {}  # in order of last use
         self._hashes: dict[str, frozenset[str]] = {}  # key -> file hashes of its adapters
         self._passing: set[str] = set()  # scaled and composed: kept only while they are in use
         self._pinned = ""
@@ -226,7 +262,7 @@ class PatchPool:
         """Return the cache key of a weighted sum of adapters on this image."""
         return cache_key(self._image_key, [(a.content_hash, weight) for a, weight in parts])
 
-    def get(self, parts: Parts) -> Patch:
+    def get(self, parts: Parts) -> Made:
         """Return the patch for a weighted sum of adapters, from memory, disk or the compiler."""
         key = self.key(parts)
         patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
@@ -253,7 +289,7 @@ class PatchPool:
         self._hashes.pop(key, None)
         self._passing.discard(key)
 
-    def _from_disk(self, key: str) -> Patch | None:
+    def _from_disk(self, key: str) -> Made | None:
         path = cache_folder("patches") / key
         if not path.is_file():
             return None
@@ -265,8 +301,8 @@ class PatchPool:
             path.unlink(missing_ok=True)
             return None
 
-    def _compile(self, key: str, parts: Parts) -> Patch:
-        patch = self._image.compile([(adapter.open(), weight) for adapter, weight in parts])
+    def _compile(self, key: str, parts: Parts) -> Made:
+        patch = self._image.compile([(self._opened(adapter), weight) for adapter, weight in parts])
         folder = cache_folder("patches")
         try:
             patch.save(str(folder / key))

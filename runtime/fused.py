@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from edge_lora.bundle import Manifest
 from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
 from edge_lora.runtime.adapters import LoadedAdapter, Parts
 from edge_lora.runtime.engines import Arrays, Engine
 from edge_lora.runtime.patched_weights import PatchedWeights
+from edge_lora.runtime.quantised_weights import PackingEngine, QuantisedWeights
+from edge_lora.runtime.raw_weights import RawWeights
 from edge_lora.runtime.reloaded_weights import ReloadedWeights
 from edge_lora.runtime.selftest import self_test
+from edge_lora.runtime.switching import Prepared
 
 
 class FusedWeights(Protocol):
     """Where a session's fused adapters live."""
 
-    def prepare(self, parts: Parts) -> int:
-        """Check and compile, so that ``swap`` cannot fail.
-
-        Returns:
-            How many values differ from the base.
-        """
+    def prepare(self, parts: Parts) -> Prepared:
+        """Check and compile, so that ``swap`` cannot fail."""
 
     def swap(self, parts: Parts) -> int:
         """Replace what is active by ``parts``, as one step; returns bytes of weights written."""
@@ -90,11 +89,16 @@ def open_weights(
     Raises:
         UnsupportedError: If the engine's route does not prove itself here.
     """
+    raw = RawWeights(folder, manifest)
     if engine.route == "reload":
-        return ReloadedWeights(folder, manifest, engine)
-    weights = PatchedWeights(folder, manifest, engine, threads, budget)
+        return ReloadedWeights(raw, engine)
+    weights: PatchedWeights | QuantisedWeights
+    if raw.has_codes:
+        weights = QuantisedWeights(raw, cast("PackingEngine", engine), budget)
+    else:
+        weights = PatchedWeights(folder, manifest, engine, threads, budget)
     try:
-        self_test(engine, weights.image, manifest, canary)
+        self_test(engine, weights, manifest, canary)
     except EdgeLoraError:
         weights.close()
         raise

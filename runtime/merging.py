@@ -8,14 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora import reference
+from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.forms import Bottleneck, WeightForm, is_replacing
-from edge_lora.runtime.adapters import Parts
 
 
 def merge(
-    parts: Parts, manifest: Manifest, base: Callable[[str], NDArray[np.float32]]
+    parts: Sequence[tuple[Adapter, float]],
+    manifest: Manifest,
+    base: Callable[[str], NDArray[np.float32]],
 ) -> dict[str, NDArray[np.float32]]:
     """Return slot -> base + weighted sum of ``parts``, fp32 in the slot's shape.
 
@@ -28,8 +30,7 @@ def merge(
         UnsupportedError: If forms that replace a weight are scaled or composed; lists them.
     """
     terms: dict[str, list[tuple[WeightForm, float]]] = {}
-    for loaded, weight in parts:
-        adapter = loaded.read()
+    for adapter, weight in parts:
         for name, delta in adapter.deltas.items():
             slot = manifest.slots[name].name
             for form in delta.forms:

@@ -13,6 +13,7 @@ from edge_lora.adapter import Adapter
 from edge_lora.atomic import replacing
 from edge_lora.bundle import read_manifest
 from edge_lora.errors import EngineUnavailableError
+from edge_lora.runtime.engine_choice import as_seen_by, choose_engine
 from edge_lora.runtime.slot_arrays import slot_arrays
 
 
@@ -28,9 +29,10 @@ def to_onnx_adapter(adapter: Adapter, path: str | Path, bundle: str | Path) -> P
         AdapterMismatchError: If the adapter does not fit the bundle.
         UnsupportedError: If the bundle lacks inputs for it, or a form runs fused only; lists every
             slot.
-        EngineUnavailableError: If ONNX Runtime is not installed.
+        EngineUnavailableError: If ONNX Runtime is not installed, or the bundle has no ONNX graph.
     """
     manifest = read_manifest(bundle)
+    manifest = as_seen_by(choose_engine(Path(bundle), manifest, "onnxruntime"), manifest)
     manifest.slots.check(adapter)
     arrays = slot_arrays(adapter, manifest)
     try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_lora import native
 from edge_lora.bundle import Manifest
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image
 from edge_lora.runtime.adapters import LoadedAdapter, Parts, PatchPool
-from edge_lora.runtime.cache import cache_key
-from edge_lora.runtime.engines import Engine
+from edge_lora.runtime.engines import Engine, image_key
+from edge_lora.runtime.switching import Prepared
 
 
 class PatchedWeights:
@@ -29,19 +28,12 @@ class PatchedWeights:
             for alias in slot.aliases:
                 self.image.add_alias(name, alias)
         engine.bind(self.image)
-        key = cache_key(
-            manifest.fingerprint,
-            [[n, p.offset, manifest.files[p.file].sha256] for n, p in manifest.stored.items()],
-            engine.version,
-            engine.route,
-            native.cpu_features(),
-            native.abi_version(),
-        )
-        self._pool = PatchPool(self.image, key, budget)
+        key = image_key(manifest, engine)
+        self._pool = PatchPool(self.image, key, budget, LoadedAdapter.open)
 
-    def prepare(self, parts: Parts) -> int:
+    def prepare(self, parts: Parts) -> Prepared:
         """Compile the patch; see ``FusedWeights``."""
-        return self._pool.get(parts).changed
+        return Prepared(self._pool.get(parts).changed)
 
     def swap(self, parts: Parts) -> int:
         """Exchange patches in place; see ``FusedWeights``."""
@@ -64,6 +56,10 @@ class PatchedWeights:
     def damaged(self) -> bool:
         """Whether a switch failed and could not be taken back."""
         return self.image.damaged
+
+    def poke(self, name: str, index: int, value: float) -> float:
+        """Exchange one weight, for self-tests; returns the old one."""
+        return self.image.poke(name, index, value)
 
     def differing_slots(self) -> list[str]:
         """Compare every value in use with the bundle's file."""

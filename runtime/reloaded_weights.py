@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_lora.bundle import Manifest
-from edge_lora.bundle_check import stored_weight
 from edge_lora.runtime.adapters import LoadedAdapter, Parts
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.engines import Engine
 from edge_lora.runtime.merging import merge
+from edge_lora.runtime.raw_weights import Merged, RawWeights, rounded
+from edge_lora.runtime.switching import Prepared
 
 
 class ReloadedWeights:
     """A new engine session for every switch."""
 
-    def __init__(self, folder: Path, manifest: Manifest, engine: Engine) -> None:
+    def __init__(self, raw: RawWeights, engine: Engine) -> None:
         """Keep what is needed to build ``engine``'s session again."""
-        self._folder, self._manifest, self._engine = folder, manifest, engine
-        self._active: dict[str, NDArray[np.float32]] = {}
-        self._kept: tuple[Parts, dict[str, NDArray[np.float32]]] = ([], {})
+        self._raw, self._engine = raw, engine
+        self._active: dict[str, NDArray[np.generic]] = {}
+        self._kept: tuple[Parts, dict[str, NDArray[np.generic]]] = ([], {})
 
-    def prepare(self, parts: Parts) -> int:
+    def prepare(self, parts: Parts) -> Prepared:
         """Merge once to see that it can be done; see ``FusedWeights``."""
         merged = self._merged(parts)
-        return sum(int((w != self._base(slot)).sum()) for slot, w in merged.items())
+        return Prepared(merged.changed, merged.rounding_error)
 
     def swap(self, parts: Parts) -> int:
         """Merge and reload; see ``FusedWeights``."""
-        merged = self._kept[1] if parts == self._kept[0] else self._merged(parts)
+        merged = self._kept[1] if parts == self._kept[0] else self._merged(parts).raw
         self._engine.replace_weights(merged)
         self._active = merged
         return sum(weight.nbytes for weight in merged.values())
@@ -55,7 +53,8 @@ class ReloadedWeights:
 
     def differing_slots(self) -> list[str]:
         """Slots that the session was last built with other values for."""
-        return [s for s, w in self._active.items() if not np.array_equal(w, self._base(s))]
+        raw, active = self._raw, self._active.items()
+        return [s for s, w in active if not np.array_equal(w, raw.encode(s, raw.base(s)))]
 
     def sha256(self) -> str:
         """Digest of the replaced weights."""
@@ -64,8 +63,6 @@ class ReloadedWeights:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _merged(self, parts: Parts) -> dict[str, NDArray[np.float32]]:
-        return merge(parts, self._manifest, self._base)
-
-    def _base(self, slot: str) -> NDArray[np.float32]:
-        return np.array(stored_weight(self._folder, self._manifest, slot), np.float32, order="C")
+    def _merged(self, parts: Parts) -> Merged:
+        adapters = [(loaded.read(), weight) for loaded, weight in parts]
+        return rounded(self._raw, merge(adapters, self._raw.manifest, self._raw.base))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 from edge_lora.bundle import Manifest
 from edge_lora.errors import UnsupportedError
-from edge_lora.native import Image
 from edge_lora.runtime.canary import finite, same
 from edge_lora.runtime.engines import Arrays, Engine
 
@@ -14,8 +14,15 @@ _POKE = 3.0  # far from any trained weight, so that the change survives every la
 _TRIES = 8  # values of a slot to try: one may feed a unit that is off for this input
 
 
-def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -> None:
-    """Raise UnsupportedError if patching ``image`` does not reach ``engine``, or does not undo.
+class Pokable(Protocol):
+    """Weights of which single values can be changed."""
+
+    def poke(self, name: str, index: int, value: float) -> float:
+        """Exchange one value of a slot; returns the old one."""
+
+
+def self_test(engine: Engine, weights: Pokable, manifest: Manifest, feeds: Arrays) -> None:
+    """Raise UnsupportedError if patching ``weights`` does not reach ``engine``, or does not undo.
 
     Three weights are tried (first, middle, last of those that every input passes through), so a
     route that reaches only some kinds of layer is found out; and of biases and norms, which an
@@ -28,7 +35,7 @@ def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -
     try:
         for name in _probed_slots(manifest):
             for index, value in _probed_values(math.prod(manifest.slots[name].shape)).items():
-                poked[name, index] = image.poke(name, index, value)
+                poked[name, index] = weights.poke(name, index, value)
                 after = engine.run(feeds)
                 if not same(before, after):
                     break
@@ -37,7 +44,7 @@ def self_test(engine: Engine, image: Image, manifest: Manifest, feeds: Arrays) -
             before = after
     finally:
         for (name, index), old in poked.items():
-            image.poke(name, index, old)
+            weights.poke(name, index, old)
     if not same(base, engine.run(feeds)):
         raise UnsupportedError("changing weights back does not give the base's output back")
 

@@ -417,15 +417,16 @@ class Session:
         """Fuse ``active``; the caller holds ``_changing``."""
         self._require_open()
         fused, fed = self._prepared(active)
-        if fused:
-            self._weights.prepare(fused)  # may compile: not while runs wait
+        error = 0.0
+        if fused:  # may compile: not while runs wait
+            error = self._weights.prepare(fused).rounding_error
         with self._lock.exclusive():
             start = perf_counter()
             written = self._swap(fused)
             ms = (perf_counter() - start) * 1e3
             self._active, self._fused, self._fed, self._auto = active, fused, fed, auto
             self._weights.keep(fused)
-        return SwapStats(ms, written, self.route)
+        return SwapStats(ms, written, self.route, error)
 
     def _prepared(self, active: Parts) -> tuple[Parts, SlotInputs]:
         """Return what is fused for ``active``, and what the sites are fed."""
@@ -447,7 +448,7 @@ class Session:
         else:
             fused, inputs = self._prepared([(loaded, 1.0)])
         if fused:
-            changed = self._weights.prepare(fused)
+            changed = self._weights.prepare(fused).changed
             if not loaded.has_bottleneck:
                 require_changes(loaded, changed)
             if not is_visible(loaded, self.manifest):

@@ -83,6 +83,12 @@ def _weight_arrays(
     if factors:
         if place.lora_inputs is None:
             raise UnsupportedError("the bundle has no inputs for this slot")
+        rank, most = (
+            sum(form.rank for form in factors),
+            manifest.program and manifest.program.max_rank,
+        )
+        if most and rank > most:
+            raise UnsupportedError(f"rank {rank} is over {most}, the most that the program takes")
         arrays.update(zip(place.lora_inputs, _factors(factors, alpha, slot), strict=True))
     if scales:
         if place.gain_input is None:

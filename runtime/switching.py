@@ -19,11 +19,27 @@ class SwapStats:
         ms: Wall time of the switch alone; compiling, and waiting for running calls, are not in it.
         bytes: Bytes of weights written.
         route: How it was done.
+        rounding_error: Root mean square of what 8-bit weights took from the adapters by rounding,
+            as a share of what the adapters change; 0 for fp32 weights.
     """
 
     ms: float
     bytes: int
     route: Route
+    rounding_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a switch will do.
+
+    Attributes:
+        changed: How many values, or codes, will differ from the base's.
+        rounding_error: See ``SwapStats``.
+    """
+
+    changed: int
+    rounding_error: float = 0.0
 
 
 def paired(

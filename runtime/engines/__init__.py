@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_lora import native
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import EngineUnavailableError
+from edge_lora.runtime.cache import cache_key
 
 if TYPE_CHECKING:
     from edge_lora.native import Image
@@ -58,6 +60,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the graph."""
+
+
+def image_key(manifest: Manifest, engine: Engine) -> str:
+    """Return the name of an engine's memory over a base, for what is cached about it."""
+    return cache_key(
+        manifest.fingerprint,
+        [[n, p.offset, manifest.files[p.file].sha256] for n, p in manifest.stored.items()],
+        engine.version,
+        engine.route,
+        native.cpu_features(),
+        native.abi_version(),
+    )
 
 
 def open_engine(name: str, folder: Path, manifest: Manifest, route: Route, threads: int) -> Engine:

@@ -9,6 +9,7 @@ Route ``reload``: the program is loaded anew over a private mapping with other w
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
-from edge_lora.bundle_program import ProgramSlot
+from edge_lora.bundle_program import ITEM_BYTES, ProgramSlot
 from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
-from edge_lora.runtime.engines.program_memory import ProgramMemory, shapes_of
+from edge_lora.runtime.engines.program_memory import Bytes, ProgramMemory, shapes_of
 
 
 class ExecuTorchEngine:
@@ -102,13 +103,26 @@ class ExecuTorchEngine:
         if missing:
             raise UnsupportedError(list_all("weights not found in the engine's memory", missing))
 
+    def blocks(self) -> dict[str, list[Bytes]]:
+        """Return the memory of every slot, writable."""
+        return self._blocks(self._memory)
+
+    @contextmanager
+    def packed_with(self, weights: Arrays) -> Iterator[dict[str, list[Bytes]]]:
+        """Return the memory that every slot would have with other raw values for some."""
+        other = ProgramMemory(self._path, self._threads, is_packed=True, edits=self._edits(weights))
+        try:
+            yield self._blocks(other)
+        finally:
+            other.close()
+
     def replace_weights(self, weights: Arrays) -> None:
         """Load the program anew with other values for the slots of ``weights``."""
         memory = ProgramMemory(
             self._path,
             self._threads,
             is_packed=False,
-            edits={self._program.slots[name].offset: weight for name, weight in weights.items()},
+            edits=self._edits(weights),
         )
         with self._turn:
             self.runs += 1
@@ -118,6 +132,20 @@ class ExecuTorchEngine:
     def close(self) -> None:
         """Free the program."""
         self._memory.close()
+
+    def _edits(self, weights: Arrays) -> dict[int, NDArray[np.generic]]:
+        return {self._program.slots[name].offset: weight for name, weight in weights.items()}
+
+    def _blocks(self, memory: ProgramMemory) -> dict[str, list[Bytes]]:
+        """Return the memory of every slot in one load of the program."""
+        blocks = {}
+        for name, slot in self._program.slots.items():
+            size = math.prod(self._manifest.slots[name].shape) * ITEM_BYTES[slot.dtype]
+            found = [memory.packed[at : at + count] for at, count in memory.entries(slot.key)]
+            if slot.is_read_in_place:
+                found.append(memory.file[slot.offset : slot.offset + size])
+            blocks[name] = found
+        return blocks
 
     def _places(self, slot: ProgramSlot, shape: tuple[int, int]) -> list[tuple[Layout, int, int]]:
         """Return layout, address and bytes of everything that the engine computes from."""

@@ -83,7 +83,8 @@ class ProgramMemory:
 
         There is one for each bias that it is packed with.
         """
-        return [place for name, place in self._entries.items() if name.startswith(key[:64])]
+        found = self._entries.items() if key else ()
+        return [place for name, place in found if name.startswith(key[:64])]
 
     def close(self) -> None:
         """Free the program, then the memory that it reads."""

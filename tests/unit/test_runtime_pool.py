@@ -66,12 +66,16 @@ def adapters(tmp_path):
     return [load(tmp_path, name, 40, seed) for seed, name in enumerate("abc")]
 
 
+def pool_of(image, key, budget):
+    return PatchPool(image, key, budget, LoadedAdapter.open)
+
+
 def size_of(image, adapter):
-    return PatchPool(image, "size", None).get([(adapter, 1.0)]).nbytes
+    return pool_of(image, "size", None).get([(adapter, 1.0)]).nbytes
 
 
 def test_without_a_budget_everything_stays(image, adapters):
-    pool = PatchPool(image, "k", None)
+    pool = pool_of(image, "k", None)
     patches = [pool.get([(a, 1.0)]) for a in adapters]
     assert pool.nbytes == sum(p.nbytes for p in patches) > 0
     assert [pool.get([(a, 1.0)]) for a in adapters] == patches
@@ -80,7 +84,7 @@ def test_without_a_budget_everything_stays(image, adapters):
 
 def test_the_least_recently_used_goes_first_and_comes_back_from_disk(image, adapters):
     a, b, c = ([(adapter, 1.0)] for adapter in adapters)
-    pool = PatchPool(image, "k", 2 * size_of(image, adapters[0]))
+    pool = pool_of(image, "k", 2 * size_of(image, adapters[0]))
     image.compiled = 0
     first = pool.get(a)
     kept = pool.get(b)
@@ -97,10 +101,10 @@ def test_the_least_recently_used_goes_first_and_comes_back_from_disk(image, adap
 def test_a_patch_from_disk_does_what_the_compiled_one_did(slot, image, adapters):
     before = slot.blocks()
     parts = [(adapters[0], 0.5), (adapters[1], -2.0)]
-    image.image.swap(PatchPool(image, "k", None).get(parts))
+    image.image.swap(pool_of(image, "k", None).get(parts))
     compiled = slot.blocks()
     image.image.swap(None)
-    image.image.swap(PatchPool(image, "k", None).get(parts))
+    image.image.swap(pool_of(image, "k", None).get(parts))
     assert image.read == 1
     assert [x.tobytes() for x in slot.blocks()] == [x.tobytes() for x in compiled]
     assert [x.tobytes() for x in compiled] != [x.tobytes() for x in before]
@@ -119,26 +123,26 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_file_is_made_anew(image, adapters, cache, damage):
     parts = [(adapters[0], 1.0)]
-    PatchPool(image, "k", None).get(parts)
+    pool_of(image, "k", None).get(parts)
     (file,) = cache.iterdir()
     sound = file.read_bytes()
     file.write_bytes(DAMAGE[damage](sound))
-    PatchPool(image, "k", None).get(parts)
+    pool_of(image, "k", None).get(parts)
     assert (image.compiled, image.read) == (2, 0)
     assert file.read_bytes() == sound
 
 
 def test_patches_of_another_image_or_weight_are_not_taken(image, adapters):
     for key, weight in (("k", 1.0), ("other", 1.0), ("k", 0.5)):
-        PatchPool(image, key, None).get([(adapters[0], weight)])
+        pool_of(image, key, None).get([(adapters[0], weight)])
     assert (image.compiled, image.read) == (3, 0)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_compilation(image, adapters, cache, monkeypatch):
     cache.mkdir(parents=True)
-    name = PatchPool(image, "k", None).key([(adapters[0], 1.0)])
+    name = pool_of(image, "k", None).key([(adapters[0], 1.0)])
     (cache / name).mkdir()  # in the way of the file
-    patch = PatchPool(image, "k", None).get([(adapters[0], 1.0)])
+    patch = pool_of(image, "k", None).get([(adapters[0], 1.0)])
     assert patch.changed == 40
 
 
@@ -146,10 +150,10 @@ def test_a_file_that_changed_since_it_was_loaded_is_refused(image, adapters, tmp
     loaded = adapters[0]
     load(tmp_path, "a", 40, seed=99)
     with pytest.raises(AdapterFileError, match=r"a\.safetensors' changed since it was loaded"):
-        PatchPool(image, "k", None).get([(loaded, 1.0)])
+        pool_of(image, "k", None).get([(loaded, 1.0)])
     loaded.path.unlink()
     with pytest.raises(AdapterFileError, match="does not exist"):
-        PatchPool(image, "k", None).get([(loaded, 1.0)])
+        pool_of(image, "k", None).get([(loaded, 1.0)])
 
 
 @pytest.mark.parametrize("budget", [0, 1500, 4000])
@@ -161,7 +165,7 @@ def test_the_budget_holds_after_any_walk(budget, tmp_path):
         @initialize()
         def start(self):
             self.image = image_of(slot)
-            self.pool, self.newest = PatchPool(self.image, "k", budget), None
+            self.pool, self.newest = pool_of(self.image, "k", budget), None
 
         @rule(pick=st.integers(0, 4), weight=st.sampled_from([1.0, 0.5]), swap=st.booleans())
         def get(self, pick, weight, swap):
