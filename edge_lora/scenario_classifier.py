@@ -97,15 +97,14 @@ class Classifier:
     scale: Floats
     layers: tuple[tuple[Floats, Floats], ...]
 
-    def standardised(self, windows: NDArray[np.floating]) -> Floats:
-        """Return what the first layer sees: (n, count)."""
-        x = (self.features.of(windows) - self.mean) / self.scale
-        clipped: Floats = np.clip(x, -CLIP, CLIP)
+    def standardised(self, features: Floats) -> Floats:
+        """Return what the first layer sees of features (n, count)."""
+        clipped: Floats = np.clip((features - self.mean) / self.scale, -CLIP, CLIP)
         return clipped
 
     def log_probabilities(self, windows: NDArray[np.floating]) -> Floats:
         """Return (n, conditions) for windows (n, window); NaN for one that is not finite."""
-        hidden = self.standardised(windows)
+        hidden = self.standardised(self.features.of(windows))
         *first, (weight, bias) = self.layers
         for w, b in first:
             hidden = np.maximum(hidden @ w + b, 0)
