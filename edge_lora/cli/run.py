@@ -1,4 +1,4 @@
-"""``edge-lora run``: generate text with a bundle and its adapters."""
+"""``edge-lora run``: generate text with a bundle and its adapters, or forecast a stream."""
 
 from __future__ import annotations
 
@@ -38,7 +38,30 @@ class RankType(click.ParamType[int | str]):
         self.fail(f"{value!r} is neither a number nor like auto:12ms", param, ctx)
 
 
-@click.command("run")
+class RunCommand(click.Command):
+    """Generates text, but stands aside for ``--follow`` and ``--input``: a stream to forecast."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Parse ``args`` as this command's, or as that of streams."""
+        options = {arg.partition("=")[0] for arg in args[: _index(args, "--")]}
+        if not options & {"--follow", "--input"}:
+            return super().make_context(info_name, args, parent, **extra)
+        from edge_lora.cli import follow
+
+        return follow.command.make_context(info_name, args, parent, **extra)
+
+
+def _index(args: list[str], mark: str) -> int:
+    return args.index(mark) if mark in args else len(args)
+
+
+@click.command("run", cls=RunCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, type=AdapterType())
 @click.option("--prompt", required=True, help="Text to continue; - reads stdin.")
@@ -55,6 +78,12 @@ class RankType(click.ParamType[int | str]):
 )
 @click.option("--temperature", default=1.0, show_default=True, help="With --top-p.")
 @click.option("--seed", default=0, show_default=True, help="With --top-p.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    expose_value=False,
+    help="Forecast a stream of CSV instead. Its options: --follow --help.",
+)
 @threads_option
 @route_option
 @json_option

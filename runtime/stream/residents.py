@@ -1,0 +1,86 @@
+"""Adapters of many series in one session: loaded when first needed, least recently used out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_lora.runtime.session import Session
+
+HEADER_BYTES = 4000  # of a loaded adapter beside its patch: measured over 1,000 in CPython 3.11
+OTHERS = "*"
+"""Stands for all series that are not named."""
+
+
+class Residents:
+    """Which adapter each series runs with, and which of them are in memory.
+
+    Files are known by their path: series that name the same one share it. The session is left to
+    this object: it loads, switches and deletes adapters of its own names there.
+    """
+
+    def __init__(self, session: Session, adapters: Mapping[str, str | Path]) -> None:
+        """Run each series of ``adapters`` with its file, all others with that of "*", if any."""
+        self._session = session
+        self._paths = {series: Path(path).absolute() for series, path in adapters.items()}
+        self._loaded: dict[Path, str] = {}  # path -> name in the session, in order of last use
+        self._current: Path | None = None
+        self.loads = self.evictions = 0
+        session.disable_adapters()
+
+    def of(self, series: str) -> Path | None:
+        """Return the adapter file of a series; None: the base."""
+        return self._paths.get(series, self._paths.get(OTHERS))
+
+    @property
+    def count(self) -> int:
+        """How many adapters are in memory."""
+        return len(self._loaded)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self._session.patch_bytes + HEADER_BYTES * len(self._loaded)
+
+    def use(self, path: Path | None, budget: int | None = None) -> str | None:
+        """Make an adapter, or the base, the one that the session runs with.
+
+        Args:
+            path: Its file.
+            budget: Bytes that adapters may take afterwards; the one in use stays in any case.
+
+        Returns:
+            Its name in the session.
+
+        Raises:
+            EdgeLoraError: If the file is damaged or does not fit; what was in use stays.
+        """
+        if path is None:
+            if self._current is not None:
+                self._session.disable_adapters()
+                self._current = None
+            return None
+        name = self._loaded.pop(path, None)
+        if name is None:
+            name = self._session.load_adapter(path, str(path))
+            self.loads += 1
+        self._loaded[path] = name
+        if path != self._current:
+            self._session.set_adapter(name)
+            self._current = path
+        self._shrink(budget)
+        return name
+
+    def step_of(self, path: Path) -> float | None:
+        """Return the seconds between rows that a loaded adapter was trained on, if it says so."""
+        provenance: Any = self._session.header(self._loaded[path]).header.get("provenance")
+        training = provenance.get("training") if isinstance(provenance, dict) else None
+        step = training.get("step") if isinstance(training, dict) else None
+        return float(step) if isinstance(step, int | float) and step > 0 else None
+
+    def _shrink(self, budget: int | None) -> None:
+        while budget is not None and len(self._loaded) > 1 and self.nbytes > budget:
+            oldest = next(iter(self._loaded))
+            self._session.delete_adapter(self._loaded.pop(oldest))
+            self.evictions += 1
