@@ -11,6 +11,7 @@ from edge_lora.bundle import read_manifest
 from edge_lora.errors import UnknownNameError, UnsupportedError, list_all
 from edge_lora.runtime.engine_choice import as_seen_by, choose_engine
 from edge_lora.runtime.engines import ROUTES, Route
+from edge_lora.runtime.foreign_program import describe_program, is_program
 from edge_lora.runtime.session import Session
 from edge_lora.runtime.verified import verify_once
 
@@ -25,10 +26,11 @@ def open_bundle(
     route: Route | Literal["auto"] = "auto",
     adapter_budget_bytes: int | None = None,
 ) -> Session:
-    """Open an exported bundle.
+    """Open an exported bundle, or any ExecuTorch program.
 
     Args:
-        folder: The bundle.
+        folder: The bundle; or a file ``.pte`` that was not exported for us, which runs, but has no
+            slots for adapters.
         engine: What executes the graph: "onnxruntime", "executorch", or "auto" for the first of
             these that the bundle was exported for.
         threads: Of the engine and of swaps; default: the processors of this machine.
@@ -43,15 +45,19 @@ def open_bundle(
         UnsupportedError: If no route works, with the reason for each.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    verify_once(folder, manifest)
+    if is_program(folder):
+        manifest = describe_program(folder)
+    else:
+        manifest = read_manifest(folder)
+        verify_once(folder, manifest)
     engine = choose_engine(folder, manifest, engine)
     manifest = as_seen_by(engine, manifest)
     threads = threads or os.cpu_count() or 1
     if route not in (*ROUTES, "auto"):
         raise UnknownNameError(f"unknown route {route!r}; known: auto, {', '.join(ROUTES)}")
+    possible = ROUTES if manifest.slots else ROUTES[-1:]  # without slots nothing is switched
     failures = []
-    for candidate in ROUTES if route == "auto" else (route,):
+    for candidate in possible if route == "auto" else (route,):
         try:
             session = Session(folder, manifest, engine, candidate, threads, adapter_budget_bytes)
         except UnsupportedError as error:

@@ -235,6 +235,7 @@ class Session:
                     f"an adapter named {name!r} is loaded already; give another name, "
                     "or delete_adapter() it first"
                 )
+            self._require_slots()
             self.manifest.slots.check(loaded)
             if not loaded.base.fingerprint:
                 warnings.warn(unbound(loaded, self.manifest.base_id), stacklevel=2)
@@ -508,6 +509,13 @@ class Session:
             known = ", ".join(self._loaded) or "none; load one with load_adapter()"
             raise UnknownNameError(f"no adapter named {name!r}; loaded: {known}")
         return self._loaded[name]
+
+    def _require_slots(self) -> None:
+        if not self.manifest.slots:
+            raise UnsupportedError(
+                f"'{self.folder}' has no slots, so no adapter can be loaded: it was not exported "
+                "for adapters. Export its model with: edge-lora export --base MODEL -o DIR"
+            )
 
     def _require_open(self) -> None:
         if self._closed:
