@@ -3,6 +3,9 @@
 #include <executorch/runtime/platform/platform.h>
 
 #include <string_view>
+#include <utility>
+
+#include "status.h"
 
 namespace edge_lora {
 namespace {
@@ -13,6 +16,7 @@ constexpr size_t kMaxKept = 2000;
 thread_local LogScope* current = nullptr;
 thread_local std::string kept;
 pal_emit_log_message_method emit_elsewhere = nullptr;
+pal_abort_method abort_elsewhere = nullptr;
 
 void Emit(et_timestamp_t timestamp, et_pal_log_level_t level, const char* filename,
           const char* function, size_t line, const char* message, size_t length) {
@@ -27,12 +31,21 @@ void Emit(et_timestamp_t timestamp, et_pal_log_level_t level, const char* filena
   kept += text;
 }
 
+/// The engine's frames are left without their destructors being run: memory leaks, and that is
+/// better than the end of the caller's process.
+void Abort() {
+  if (current == nullptr) abort_elsewhere();
+  throw Error(Code::kInternal, "ExecuTorch gave up: " + kept);
+}
+
 /// Once per process: messages of other users of the engine go where they went before.
 void Register() {
   static const bool is_registered = [] {
-    emit_elsewhere = executorch::runtime::get_pal_impl()->emit_log_message;
-    return executorch::runtime::register_pal(
-        executorch::runtime::PalImpl::create(&Emit, "edge_lora"));
+    executorch::runtime::PalImpl ours = *executorch::runtime::get_pal_impl();
+    emit_elsewhere = std::exchange(ours.emit_log_message, &Emit);
+    abort_elsewhere = std::exchange(ours.abort, &Abort);
+    ours.source_filename = "edge_lora";
+    return executorch::runtime::register_pal(ours);
   }();
   static_cast<void>(is_registered);
 }

@@ -5,7 +5,9 @@
 
 namespace edge_lora {
 
-/// While it lives, what ExecuTorch logs on this thread is kept instead of printed.
+/// While it lives, what ExecuTorch logs on this thread is kept instead of printed, and where
+/// ExecuTorch would end the process, on this thread, it throws Error(kInternal) instead: of the
+/// program that it was busy with nothing may be used any more.
 class LogScope {
  public:
   LogScope();

@@ -63,14 +63,16 @@ std::string Text(const std::vector<int32_t>& sizes) {
   return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
+[[noreturn]] void RefuseMemory(size_t bytes) {
+  throw Error(Code::kOutOfMemory,
+              "out of memory: a program asks for " + std::to_string(bytes) + " bytes at once");
+}
+
 std::unique_ptr<void, FreeMemory> Allocate(size_t bytes) {
   // aligned_alloc wants whole multiples.
   const size_t rounded = std::max(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
   std::unique_ptr<void, FreeMemory> memory(std::aligned_alloc(kAlignment, rounded));
-  if (memory == nullptr) {
-    throw Error(Code::kOutOfMemory,
-                "out of memory: a program asks for " + std::to_string(bytes) + " bytes at once");
-  }
+  if (memory == nullptr) RefuseMemory(bytes);
   return memory;
 }
 
@@ -157,10 +159,13 @@ void Program::PlanMemory(const et::MethodMeta& meta) {
       throw Error(Code::kBundle, "the program asks for an impossible amount of memory");
     }
     const auto size = static_cast<size_t>(*bytes);
-    auto memory = Allocate(size);
-    std::memset(memory.get(), 0, size);  // mutable buffers without a value start as zeros
-    planned_spans_.emplace_back(static_cast<uint8_t*>(memory.get()), size);
-    planned_.push_back(std::move(memory));
+    // Zeros: mutable buffers without a value start so. Pages that are not touched cost nothing.
+    size_t room = size + kAlignment;
+    void* memory = std::calloc(1, room);
+    if (memory == nullptr) RefuseMemory(size);
+    planned_.emplace_back(memory);
+    std::align(kAlignment, size, memory, room);
+    planned_spans_.emplace_back(static_cast<uint8_t*>(memory), size);
   }
   planned_memory_.emplace(
       et::Span<et::Span<uint8_t>>(planned_spans_.data(), planned_spans_.size()));
@@ -268,11 +273,16 @@ void Program::Collect(size_t position, OutputTensor& output) {
 std::vector<OutputTensor> Program::Run(const std::vector<InputTensor>& inputs) {
   RequireFitting(inputs);
   const std::lock_guard lock(mutex_);
+  if (is_broken_) {
+    throw Error(Code::kInternal, "ExecuTorch gave up in an earlier run: open the program again");
+  }
   const LogScope log;
   const Threads::Scope scope(threads_);
   SetInputs(inputs);
   std::vector<OutputTensor> outputs = OfferOutputs();
+  is_broken_ = true;  // unless execute returns
   const et::Error error = method_->execute();
+  is_broken_ = false;
   if (error != et::Error::Ok) {
     throw Error(Code::kInternal, "ExecuTorch failed to run the program: " + Reason(error, log));
   }

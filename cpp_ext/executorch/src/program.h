@@ -97,6 +97,7 @@ class Program {
   executorch::extension::MallocMemoryAllocator temporary_memory_;
   std::optional<executorch::runtime::MemoryManager> memory_;
   std::optional<executorch::runtime::Method> method_;
+  bool is_broken_ = false;  ///< The engine would have ended the process in the middle of a run.
   std::mutex mutex_;
 };
 
