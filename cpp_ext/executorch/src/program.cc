@@ -278,13 +278,19 @@ std::vector<OutputTensor> Program::Run(const std::vector<InputTensor>& inputs) {
   }
   const LogScope log;
   const Threads::Scope scope(threads_);
-  SetInputs(inputs);
+  // Inputs last: one that is an output, too, must not lose its place to that.
   std::vector<OutputTensor> outputs = OfferOutputs();
+  SetInputs(inputs);
   is_broken_ = true;  // unless execute returns
   const et::Error error = method_->execute();
   is_broken_ = false;
   if (error != et::Error::Ok) {
-    throw Error(Code::kInternal, "ExecuTorch failed to run the program: " + Reason(error, log));
+    std::string shapes;
+    for (const InputTensor& input : inputs) {
+      shapes += (shapes.empty() ? "" : ", ") + Text(input.sizes);
+    }
+    throw Error(Code::kInternal,
+                "ExecuTorch failed to run the program on " + shapes + ": " + Reason(error, log));
   }
   for (size_t i = 0; i < outputs.size(); ++i) Collect(i, outputs[i]);
   return outputs;
