@@ -12,8 +12,8 @@ from pathlib import Path
 from edge_lora.adapter import Adapter
 from edge_lora.atomic import replacing
 from edge_lora.bundle import read_manifest
+from edge_lora.bundle_engine import as_seen_by, choose_engine
 from edge_lora.errors import EngineUnavailableError
-from edge_lora.runtime.engine_choice import as_seen_by, choose_engine
 from edge_lora.runtime.slot_arrays import slot_arrays
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from edge_lora.bundle import read_manifest
+from edge_lora.bundle_engine import as_seen_by, choose_engine
 from edge_lora.errors import UnknownNameError, UnsupportedError, list_all
-from edge_lora.runtime.engine_choice import as_seen_by, choose_engine
 from edge_lora.runtime.engines import ROUTES, Route
 from edge_lora.runtime.foreign_program import describe_program, is_program
 from edge_lora.runtime.session import Session

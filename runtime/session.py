@@ -51,6 +51,7 @@ class Session:
         """Open ``manifest`` on one route; raises UnsupportedError if that route fails here."""
         self.folder = folder
         self.manifest = manifest
+        self.engine = engine  # its name
         self._lock = ReadWriteLock()
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loaded: dict[str, LoadedAdapter] = {}

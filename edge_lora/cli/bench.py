@@ -10,6 +10,7 @@ import click
 from edge_lora.cli.output import (
     AdapterArgument,
     AdapterType,
+    engine_option,
     json_option,
     print_json,
     report,
@@ -22,6 +23,7 @@ from edge_lora.cli.output import (
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, type=AdapterType())
 @click.option("--runs", default=50, show_default=True, type=click.IntRange(50), help="Per variant.")
+@engine_option
 @threads_option
 @route_option
 @click.option(
@@ -37,6 +39,7 @@ def command(
     bundle: Path,
     adapters: tuple[AdapterArgument, ...],
     runs: int,
+    engine: str,
     threads: int | None,
     route: Any,
     outs: tuple[Path, ...],
@@ -55,6 +58,7 @@ def command(
     result = bench_bundle(
         bundle,
         {adapter.name: adapter.path for adapter in adapters},
+        engine=engine,
         threads=threads,
         route=route,
         runs=runs,

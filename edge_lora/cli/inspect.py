@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_lora.adapter import Adapter, Delta
-from edge_lora.bundle import MANIFEST, Manifest, read_manifest
-from edge_lora.cli.output import human_bytes, json_option, print_facts, print_json, print_table
+from edge_lora.bundle import MANIFEST, read_manifest
+from edge_lora.bundle_engine import as_seen_by, choose_engine, engines_of
+from edge_lora.cli.output import (
+    engine_option,
+    human_bytes,
+    json_option,
+    print_facts,
+    print_json,
+    print_table,
+)
 from edge_lora.codebook import Coded
 from edge_lora.errors import EdgeLoraError
 from edge_lora.forms import (
@@ -30,15 +38,16 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--slots", "with_slots", is_flag=True, help="List every slot.")
+@engine_option
 @json_option
-def command(path: Path, with_slots: bool, as_json: bool) -> None:
+def command(path: Path, with_slots: bool, engine: str, as_json: bool) -> None:
     """Show what is in PATH: a bundle, an adapter file, a PEFT folder or a GGUF file.
 
     \b
     edge-lora inspect roman.safetensors
     edge-lora inspect smollm2/ --slots
     """
-    facts, rows = _facts(path)
+    facts, rows = _facts(path, engine)
     if as_json:
         print_json({**facts, **({"slots": rows} if with_slots else {})})
         return
@@ -51,14 +60,14 @@ Facts = tuple[dict[str, Any], list[dict[str, Any]]]
 """What is true of the whole, and of each slot."""
 
 
-def _facts(path: Path) -> Facts:
+def _facts(path: Path, engine: str) -> Facts:
     from edge_lora.interop.gguf_file import is_gguf, open_gguf
     from edge_lora.interop.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 
     if path.is_dir():
         peft_files = any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
         is_peft = peft_files and not (path / MANIFEST).is_file()
-        return _peft_facts(path) if is_peft else _bundle_facts(read_manifest(path))
+        return _peft_facts(path) if is_peft else _bundle_facts(path, engine)
     if is_gguf(path):
         return _gguf_facts(open_gguf(path), path)
     return _adapter_facts(Adapter.load(path), path)
@@ -143,15 +152,22 @@ def _slot_row(name: str, delta: Delta) -> dict[str, Any]:
     }
 
 
-def _bundle_facts(manifest: Manifest) -> Facts:
+def _bundle_facts(folder: Path, engine: str) -> Facts:
+    """Describe a bundle as one of its engines sees it."""
+    whole = read_manifest(folder)
+    engines = engines_of(whole)
+    asked = engine != "auto" or engines
+    manifest = as_seen_by(choose_engine(folder, whole, engine), whole) if asked else whole
     facts = {
         "kind": "bundle",
+        "engines": engines,
         "base": manifest.base_id,
         "base_fingerprint": manifest.fingerprint,
         "task": manifest.task,
         "slot_count": len(manifest.slots),
         "inputs": {spec.name: [spec.dtype, list(spec.shape)] for spec in manifest.inputs},
         "outputs": {spec.name: [spec.dtype, list(spec.shape)] for spec in manifest.outputs},
+        **({"weights": manifest.program.weights} if manifest.program else {}),
         "files": {name: human_bytes(record.size) for name, record in manifest.files.items()},
         "parity": dict(manifest.parity),
         "producer": dict(manifest.producer),

@@ -26,6 +26,13 @@ route_option = click.option(
     show_default=True,
     help="How adapters are switched.",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnxruntime", "executorch"]),
+    default="auto",
+    show_default=True,
+    help="auto: the first of the others that the bundle was exported for.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 

@@ -11,6 +11,7 @@ import click
 from edge_lora.cli.output import (
     AdapterArgument,
     AdapterType,
+    engine_option,
     json_option,
     print_json,
     report,
@@ -84,6 +85,7 @@ def _index(args: list[str], mark: str) -> int:
     expose_value=False,
     help="Forecast a stream of CSV instead. Its options: --follow --help.",
 )
+@engine_option
 @threads_option
 @route_option
 @json_option
@@ -98,6 +100,7 @@ def command(
     top_p: float | None,
     temperature: float,
     seed: int,
+    engine: str,
     threads: int | None,
     route: Any,
     as_json: bool,
@@ -130,7 +133,7 @@ def command(
         read_manifest(bundle)  # says so: what is no bundle has no tokenizer either
     tokenizer = tokenizer_of(bundle)
     text = sys.stdin.read() if prompt == "-" else prompt
-    with open_bundle(bundle, threads=threads, route=route) as session:
+    with open_bundle(bundle, engine, threads=threads, route=route) as session:
         swap = _load(session, used, None if isinstance(rank, str) else rank, fuse=not unfused)
         if unfused and rank is not None:
             rank = session.rank_of(used[0].name, rank)
@@ -152,6 +155,7 @@ def command(
             "decode_ms": sorted(generation.decode_ms)[len(generation.decode_ms) // 2]
             if generation.decode_ms
             else None,
+            "engine": session.engine,
             "state_id": session.state_id,
             **swap,
         }
@@ -192,4 +196,9 @@ def _load(
         return {"route": session.route}
     ranks = [rank] * len(used)
     stats = session.set_adapters([a.name for a in used], [a.scale for a in used], ranks)
-    return {"route": stats.route, "swap_ms": stats.ms, "swap_bytes": stats.bytes}
+    return {
+        "route": stats.route,
+        "swap_ms": stats.ms,
+        "swap_bytes": stats.bytes,
+        "rounding_error": stats.rounding_error,
+    }

@@ -9,14 +9,20 @@ import click
 from edge_lora.adapter import Adapter
 from edge_lora.bundle import Manifest, read_manifest, verify_files
 from edge_lora.bundle_check import verify_fingerprint, verify_slots
+from edge_lora.bundle_engine import PARTS
 from edge_lora.cli.output import json_option, print_json, report
 from edge_lora.errors import EdgeLoraError
 
 
 @click.command("verify")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    type=click.Choice(list(PARTS)),
+    help="Also open each bundle with it: does it run, and do switches, on this device?",
+)
 @json_option
-def command(paths: tuple[Path, ...], as_json: bool) -> None:
+def command(paths: tuple[Path, ...], engine: str | None, as_json: bool) -> None:
     """Check adapter files and bundles, and that every adapter fits every bundle named.
 
     Hashes of files, slots and base, format, shapes and values are checked. Everything that is
@@ -44,9 +50,11 @@ def command(paths: tuple[Path, ...], as_json: bool) -> None:
                 manifest.slots.check(adapter)
             except EdgeLoraError as error:
                 problems.append(str(error))
+    routes = {str(p): _open(p, engine, problems) for p in bundles} if engine else {}
     if as_json:
         print_json(
             {
+                **({"engine": engine, "routes": routes} if engine else {}),
                 "sound": not problems,
                 "checked": [str(p) for p in paths],
                 "fingerprints": fingerprints,
@@ -58,6 +66,18 @@ def command(paths: tuple[Path, ...], as_json: bool) -> None:
     if not as_json:
         fit = f", {len(adapters)} adapters fit" if bundles and adapters else ""
         click.echo(f"sound: {len(paths)} checked{fit}")
+
+
+def _open(path: Path, engine: str, problems: list[str]) -> str | None:
+    """Open a bundle, which tests itself, and return the route of its switches."""
+    from edge_lora.runtime import open_bundle
+
+    try:
+        with open_bundle(path, engine) as session:
+            return session.route
+    except EdgeLoraError as error:
+        problems.append(str(error))
+        return None
 
 
 def _check(path: Path, manifest: Manifest, problems: list[str]) -> str:

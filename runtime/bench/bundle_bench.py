@@ -72,7 +72,7 @@ def bench_bundle(
     folder: str | Path,
     adapters: Mapping[str, str | Path],
     *,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     threads: int | None = None,
     route: Route | Literal["auto"] = "auto",
     runs: int = LEAST_RUNS,
@@ -115,12 +115,13 @@ def bench_bundle(
         before = session.image_sha256()
         samples |= _steady(session, list(adapters), feeds, runs, progress)
         samples |= _switching(session, list(adapters), feeds, runs, progress)
+        errors = {name: session.set_adapter(name).rounding_error for name in adapters}
         session.disable_adapters()
         memory |= {"end": resident_bytes(), "peak": peak_bytes()}
         context = {
             "device": device(),
             "cpu_features": native.cpu_features(),
-            "engine": engine,
+            "engine": session.engine,
             "threads": threads,
             "route": session.route,
             "runs": runs,
@@ -128,6 +129,7 @@ def bench_bundle(
             "bundle": session.manifest.base_id,
             "fingerprint": session.manifest.fingerprint,
             "adapters": {name: str(path) for name, path in adapters.items()},
+            "rounding_error": errors,
             "inputs": {name: list(array.shape) for name, array in feeds.items()},
             "base_restored": session.image_sha256() == before and not session.differing_slots(),
             "image_sha256": before,

@@ -108,7 +108,7 @@ def device() -> dict[str, str | int]:
         "python": platform.python_version(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "commit": _commit(),
-        **{name: _version(name) for name in ("edge-lora", "onnxruntime", "numpy")},
+        **{name: _version(name) for name in ("edge-lora", "onnxruntime", "executorch", "numpy")},
     }
 
 

@@ -1,4 +1,4 @@
-"""Which engine opens a bundle, and the bundle as that engine sees it."""
+"""Which engine opens a bundle, and the manifest as that engine sees it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from pathlib import Path
 from edge_lora.bundle import Manifest, StoredSlot
 from edge_lora.bundle_program import ProgramSlot
 from edge_lora.errors import EngineUnavailableError, UnknownNameError, unknown_name
-from edge_lora.runtime.engines import ENGINES
 from edge_lora.slots import SlotTable
 
-_NO_PART = {
-    "onnxruntime": "has no ONNX graph",
-    "executorch": "has no ExecuTorch program",
-}
+PARTS = {"onnxruntime": "ONNX graph", "executorch": "ExecuTorch program"}
+"""Engine -> what a bundle has for it."""
+
+
+def engines_of(manifest: Manifest) -> list[str]:
+    """Return the engines that a bundle was exported for."""
+    has = {
+        "onnxruntime": "onnx/model.onnx" in manifest.files,
+        "executorch": manifest.program is not None,
+    }
+    return [name for name in PARTS if has[name]]
 
 
 def choose_engine(folder: Path, manifest: Manifest, asked: str) -> str:
@@ -24,17 +30,16 @@ def choose_engine(folder: Path, manifest: Manifest, asked: str) -> str:
         UnknownNameError: If there is no such engine.
         EngineUnavailableError: If the bundle has nothing for it.
     """
-    if asked not in ("auto", *ENGINES):
-        raise UnknownNameError(unknown_name("engine", asked, ["auto", *ENGINES]))
-    has = {
-        "onnxruntime": "onnx/model.onnx" in manifest.files,
-        "executorch": manifest.program is not None,
-    }
-    if asked == "auto":
-        return next((name for name in ENGINES if has[name]), "onnxruntime")
-    if not has[asked]:
+    if asked not in ("auto", *PARTS):
+        raise UnknownNameError(unknown_name("engine", asked, ["auto", *PARTS]))
+    has = engines_of(manifest)
+    if asked == "auto" and has:
+        return has[0]
+    if asked not in has:
+        wanted = list(PARTS) if asked == "auto" else [asked]
+        parts = " and no ".join(PARTS[name] for name in wanted)
         raise EngineUnavailableError(
-            f"bundle '{folder}' {_NO_PART[asked]}; export it with engines=({asked!r},)"
+            f"bundle '{folder}' has no {parts}; export it with engines={(*wanted,)}"
         )
     return asked
 
