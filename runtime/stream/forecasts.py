@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import TensorSpec
-from edge_lora.csv_values import STEP_TOLERANCE
 from edge_lora.errors import EdgeLoraError, UnsupportedError
 from edge_lora.runtime.session import Session
 from edge_lora.runtime.stream.residents import Residents
-from edge_lora.runtime.stream.window import Window
+from edge_lora.runtime.stream.window import JITTER, Window
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +226,7 @@ class Forecasts:
         for series in new:
             self._stepped.add(series)
             step = self._windows[series].step
-            if trained is not None and abs(step - trained) > STEP_TOLERANCE * trained:
+            if trained is not None and abs(step - trained) > JITTER * trained:
                 self._problem(
                     series,
                     f"has rows every {step:g} s, its adapter '{path.name}' was trained on rows "

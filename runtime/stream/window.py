@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_lora.csv_values import LARGEST, STEP_TOLERANCE
+from edge_lora.csv_values import LARGEST
 
 OBJECT_BYTES = 500  # of one window beside its values: measured over 100,000 of them in CPython 3.11
+JITTER = 0.1  # of a step: live clocks are not exact, and a row that is missing makes a whole step
 _LONG_AGO = 1 << 60
 
 
@@ -63,7 +64,7 @@ class Window:
         if math.isnan(self.step):
             self.step = gap
         rows = round(gap / self.step)
-        if rows < 1 or abs(gap - rows * self.step) > STEP_TOLERANCE * max(rows, 1) * self.step:
+        if rows < 1 or abs(gap - rows * self.step) > JITTER * self.step:
             told = f"{gap:g} s after the last one, usual is {self.step:g} s"
         elif rows - 1 > fill:
             told = f"{rows - 1} rows are missing before it"

@@ -1,0 +1,121 @@
+import math
+
+import pytest
+
+from edge_lora.errors import UnsupportedError
+from edge_lora.runtime.stream.rows import RowReader
+
+
+def read(text, **options):
+    problems = []
+    reader = RowReader(lambda *problem: problems.append(problem), **options)
+    rows = [row for line in text.splitlines() if (row := reader.read(line)) is not None]
+    return [(row.line, row.time, row.values) for row in rows], problems
+
+
+def test_wide_lines():
+    rows, problems = read("a,time,b\n1,1970-01-01 00:00,2\n3,1970-01-01 01:00,4.5\n")
+    assert rows == [(2, 0.0, {"a": 1.0, "b": 2.0}), (3, 3600.0, {"a": 3.0, "b": 4.5})]
+    assert problems == []
+
+
+def test_the_first_column_is_the_time_if_none_is_named_so():
+    assert read("when,a\n5,1\n")[0] == [(2, 5.0, {"a": 1.0})]
+    assert read("a,when\n1,5\n", time="when")[0] == [(2, 5.0, {"a": 1.0})]
+
+
+@pytest.mark.parametrize("head", ["time,series,value", "Time,Series,Value"])
+def test_long_lines_go_by_the_head(head):
+    assert read(f"{head}\n1,pump,2\n1,fan,3\n")[0] == [
+        (2, 1.0, {"pump": 2.0}),
+        (3, 1.0, {"fan": 3.0}),
+    ]
+
+
+def test_the_columns_of_a_long_file_may_stand_in_any_order():
+    assert read("value,time,series\n2,1,pump\n")[0] == [(2, 1.0, {"pump": 2.0})]
+
+
+def test_the_form_can_be_said():
+    assert read("ts,id,x\n1,pump,2\n", form="long")[0] == [(2, 1.0, {"pump": 2.0})]
+    assert read("time,series,value\n1,2,3\n", form="wide")[0] == [
+        (2, 1.0, {"series": 2.0, "value": 3.0})
+    ]
+    with pytest.raises(UnsupportedError, match="line 1: a long file has the columns"):
+        read("time,a,b,c\n", form="long")
+
+
+def test_quoted_names_and_a_mark_at_the_start_of_the_file():
+    assert read('\ufefftime,"a,b"\n1,2\n')[0] == [(2, 1.0, {"a,b": 2.0})]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("2,1", (3, "", "2 columns, the head line has 3")),
+        ("2,1,1,1", (3, "", "4 columns, the head line has 3")),
+        ("soon,1,1", (3, "", "'soon' in column 'time' is not a time")),
+        ("inf,1,1", (3, "", "'inf' in column 'time' is not a time")),
+        ("2,x,1", (3, "a", "'x' is not a number")),
+        ("2,inf,1", (3, "a", "'inf' is not a number")),
+        ("2,\ufffd\ufffd,1", (3, "a", "'\ufffd\ufffd' is not a number")),
+        ('2,"1,1', (3, "", "not a line of CSV: unexpected end of data")),
+    ],
+)
+def test_a_bad_line_is_named_and_the_rest_is_read(line, problem):
+    rows, problems = read(f"time,a,b\n1,1,1\n{line}\n3,3,3\n")
+    assert problems == [problem]
+    assert rows[0] == (2, 1.0, {"a": 1.0, "b": 1.0})
+    assert rows[-1] == (4, 3.0, {"a": 3.0, "b": 3.0})
+    assert [row[2] for row in rows[1:-1]] == ([{"b": 1.0}] if problem[1] else [])
+
+
+def test_a_long_line_without_a_series():
+    assert read("time,series,value\n1,,2\n")[1] == [(2, "", "it names no series")]
+
+
+def test_a_missing_value_is_nan_and_an_empty_cell_says_nothing():
+    ((_, _, values),), problems = read("time,a,b,c\n1,nan,, \n")
+    assert math.isnan(values["a"])
+    assert list(values) == ["a"]
+    assert problems == []
+
+
+def test_empty_lines_count_but_say_nothing():
+    assert read("time,a\n\n  \n1,2\n") == ([(4, 1.0, {"a": 2.0})], [])
+
+
+def test_a_second_head_line_changes_the_columns():
+    rows, problems = read("time,a,b\n1,1,1\ntime,a,b\n2,2,2\ntime,a,c\n3,3,3\n")
+    assert [values for _, _, values in rows] == [
+        {"a": 1, "b": 1},
+        {"a": 2, "b": 2},
+        {"a": 3, "c": 3},
+    ]
+    assert problems == [(5, "", "the columns change here; new: c; gone: b")]
+
+
+def test_a_bad_second_head_line_is_named_and_the_first_stays():
+    rows, problems = read("time,a,b\ntime,a,a\n1,1,1\n")
+    assert rows == [(3, 1.0, {"a": 1.0, "b": 1.0})]
+    assert problems == [(2, "", "columns without a name of their own: 'a'")]
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("time", "line 1: a head line names a time column and others"),
+        ("1,2,3", "line 1: there is no head line: 1, 2, 3 are values"),
+        ("2020-01-01,2,3", "line 1: there is no head line"),
+        ("time,a,a", "line 1: columns without a name of their own: 'a'"),
+        ("time,a,", "line 1: columns without a name of their own: ''"),
+    ],
+)
+def test_a_stream_needs_a_head_line(head, message):
+    with pytest.raises(UnsupportedError, match=message):
+        read(f"{head}\n")
+
+
+def test_a_time_column_that_is_not_there():
+    with pytest.raises(UnsupportedError, match="there is no column 'when'; there are: time, a"):
+        read("time,a\n", time="when")
