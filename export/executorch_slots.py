@@ -138,7 +138,7 @@ def find_all(pte: bytes, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str,
     raws = {name: array.view(np.uint8).reshape(-1) for name, array in arrays.items()}
     probes = {name: _telling_word(raw) for name, raw in raws.items()}
     words = np.frombuffer(pte, np.uint64, len(pte) // 8)[::2]
-    wanted = np.unique([word for _, word in probes.values()]).astype(np.uint64)
+    wanted = np.unique(np.array([word for _, word in probes.values()], np.uint64))
     hits = _positions(words, wanted)
     image = np.frombuffer(pte, np.uint8)
     found: dict[str, list[int]] = {}
