@@ -8,7 +8,7 @@ from pathlib import Path
 from edge_lora.bundle import Manifest, StoredSlot
 from edge_lora.bundle_program import ProgramSlot
 from edge_lora.errors import EngineUnavailableError, UnknownNameError, unknown_name
-from edge_lora.slots import SlotTable
+from edge_lora.slots import SlotKind, SlotTable
 
 PARTS = {"onnxruntime": "ONNX graph", "executorch": "ExecuTorch program"}
 """Engine -> what a bundle has for it."""
@@ -57,7 +57,7 @@ def as_seen_by(engine: str, manifest: Manifest) -> Manifest:
     return replace(
         manifest,
         slots=SlotTable(slots, manifest.base_id, manifest.fingerprint),
-        stored={name: _place(program.file, slot) for name, slot in program.slots.items()},
+        stored={s.name: _place(program.file, program.slots[s.name], s.kind) for s in slots},
         inputs=program.inputs,
         outputs=program.outputs,
         config={**manifest.config, "canary": program.canary},
@@ -65,13 +65,13 @@ def as_seen_by(engine: str, manifest: Manifest) -> Manifest:
     )
 
 
-def _place(file: str, slot: ProgramSlot) -> StoredSlot:
-    operators = [("embedding", slot.is_read_in_place), ("linear", bool(slot.key))]
+def _place(file: str, slot: ProgramSlot, kind: SlotKind) -> StoredSlot:
+    operators = {kind} if slot.is_read_in_place else set()
     return StoredSlot(
         file=file,
         offset=slot.offset,
         layout="oi",
         initializer="",
-        operators=tuple(name for name, reads in operators if reads),
+        operators=tuple(sorted(operators | ({"linear"} if slot.key else set()))),
         lora_inputs=slot.lora_inputs,
     )

@@ -9,6 +9,7 @@ Route ``reload``: the program is loaded anew over a private mapping with other w
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
 from edge_lora.runtime.engines.program_memory import Bytes, ProgramMemory, shapes_of
+
+log = logging.getLogger(__name__)
 
 
 class ExecuTorchEngine:
@@ -98,9 +101,14 @@ class ExecuTorchEngine:
         for name, slot in self._program.slots.items():
             shape = matrix_shape(self._manifest.slots[name].shape)
             places = self._places(slot, shape)
-            if not places or not all(image.add_place(name, *place) for place in places):
-                missing.append(f"{name}: no memory of the engine holds its weight")
+            try:
+                if places and all(image.add_place(name, *place) for place in places):
+                    continue
+            except EdgeLoraError as error:  # a cached layout that is of no such weight
+                log.debug("%s: %s", name, error)
+            missing.append(f"{name}: no memory of the engine holds its weight")
         if missing:
+            self._memory.forget_layouts()
             raise UnsupportedError(list_all("weights not found in the engine's memory", missing))
 
     def blocks(self) -> dict[str, list[Bytes]]:

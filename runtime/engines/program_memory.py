@@ -86,6 +86,11 @@ class ProgramMemory:
         found = self._entries.items() if key else ()
         return [place for name, place in found if name.startswith(key[:64])]
 
+    def forget_layouts(self) -> None:
+        """Let the next program learn its layouts anew: these fit nothing."""
+        for shape in self.layouts:
+            _cache_path(shape).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Free the program, then the memory that it reads."""
         self.program.close()
