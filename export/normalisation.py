@@ -115,16 +115,17 @@ def _fuse(graph: ir.Graph, found: _Found) -> None:
         {"axis": -1, "epsilon": found.epsilon},
         num_outputs=3,
     )
-    back = [ir.node("Transpose", [value], {"perm": order}) for value in fused.outputs]
-    spread = ir.node("Reciprocal", [back[2].outputs[0]])
-    results = (back[0].outputs[0], back[1].outputs[0], spread.outputs[0])
+    spread = ir.node("Reciprocal", [fused.outputs[2]])
+    results = (*fused.outputs[:2], spread.outputs[0])
+    back = [ir.node("Transpose", [value], {"perm": order}) for value in results]
     start = found.mean.producer()
     assert start is not None
-    nodes = [moved, fused, *back, spread]
+    nodes = [moved, fused, spread, *back]
     for node in nodes:
         node.metadata_props.update(start.metadata_props)
     graph.insert_before(start, nodes)
-    for old, new in zip((found.y, found.mean, found.spread), results, strict=True):
+    for old, node in zip((found.y, found.mean, found.spread), back, strict=True):
+        new = node.outputs[0]
         new.shape, new.type = old.shape, old.type
         old.replace_all_uses_with(new)
 

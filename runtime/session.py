@@ -139,9 +139,11 @@ class Session:
         """
         check_inputs(inputs, self.inputs)
         chosen = self.rank_of(adapter, rank)
-        with self.held() as engine:
+        with self._lock.shared():  # held() costs more than a small graph's nodes
+            self._require_open()
             if adapter is not None or not self._auto:
-                return engine.run({**inputs, **self._slot_inputs(adapter, chosen).arrays})
+                fed = self._slot_inputs(adapter, chosen).arrays
+                return self._engine.run({**inputs, **fed} if fed else inputs)
         return self._run_picked(inputs)
 
     def rank_of(self, adapter: str | None, rank: Rank = None) -> int | None:
