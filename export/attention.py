@@ -8,26 +8,32 @@ is the same.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-NAME = "edge_lora_grouped"
+
+def grouped_attention(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Let a transformers model use ``attend`` inside the block; its own attention afterwards."""
+    return using_attention(model, "edge_lora_grouped", attend)
 
 
 @contextlib.contextmanager
-def grouped_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Let a transformers model use ``attend`` inside the block; its own attention afterwards."""
+def using_attention(
+    model: torch.nn.Module, name: str, implementation: Callable[..., Any]
+) -> Iterator[None]:
+    """Let a transformers model attend by ``implementation`` inside the block."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionInterface.register(name, implementation)
+    AttentionMaskInterface.register(name, eager_mask)
     config: Any = model.config
     switch: Any = model.set_attn_implementation
     before = config._attn_implementation
-    switch(NAME)
+    switch(name)
     try:
         yield
     finally:

@@ -72,12 +72,10 @@ def plan_causal_lm(model: torch.nn.Module) -> Plan:
     Raises:
         UnsupportedError: If it is not a causal language model with a plain KV cache.
     """
-    shapes = _cache_shapes(model)
+    shapes = cache_shapes(model)
     layers = len(shapes)
-    config: Any = model.config
     axes = {0: "batch", 2: "past"}
     past_names = tuple(f"past.{i}.{part}" for i in range(layers) for part in ("key", "value"))
-    text_config = config.get_text_config()
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = [i % vocabulary for i in (1, 5, 2, 7)]
     plan = Plan(
@@ -98,19 +96,34 @@ def plan_causal_lm(model: torch.nn.Module) -> Plan:
             for batch, seq, past in ((1, 1, 0), (2, 5, 0), (1, 1, 7), (2, 5, 7))
         ),
         config={
-            "model_type": getattr(text_config, "model_type", None),
-            "num_layers": layers,
-            "kv_heads": shapes[0][0],
-            "head_dim": shapes[0][1],
-            "vocab_size": vocabulary,
-            "context_length": getattr(text_config, "max_position_embeddings", None),
-            "bos_token_id": text_config.bos_token_id,
-            "eos_token_ids": _eos_ids(model),
+            **language_config(model, shapes),
             "canary": _canary(tokens, past_names, shapes),
         },
     )
     grouped = partial(grouped_attention, model)
     return replace(plan, while_tracing=grouped) if _agrees(plan, grouped) else plan
+
+
+def language_config(model: torch.nn.Module, shapes: list[tuple[int, int]]) -> dict[str, Any]:
+    """Return what the runtime must know of a language model.
+
+    Args:
+        model: The model.
+        shapes: (heads, head size) of every layer's cache.
+    """
+    config: Any = model.config
+    text_config = config.get_text_config()
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return {
+        "model_type": getattr(text_config, "model_type", None),
+        "num_layers": len(shapes),
+        "kv_heads": shapes[0][0],
+        "head_dim": shapes[0][1],
+        "vocab_size": head.weight.shape[0],
+        "context_length": getattr(text_config, "max_position_embeddings", None),
+        "bos_token_id": text_config.bos_token_id,
+        "eos_token_ids": _eos_ids(model),
+    }
 
 
 def _agrees(plan: Plan, context: Callable[[], AbstractContextManager[None]]) -> bool:
@@ -125,7 +138,7 @@ def _agrees(plan: Plan, context: Callable[[], AbstractContextManager[None]]) -> 
     return bool((found - expected).abs().max() <= _AGREES * expected.abs().max())
 
 
-def _cache_shapes(model: torch.nn.Module) -> list[tuple[int, int]]:
+def cache_shapes(model: torch.nn.Module) -> list[tuple[int, int]]:
     """Return (heads, head size) of every layer's cache, by running two tokens."""
     from transformers import DynamicCache
 

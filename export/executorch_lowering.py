@@ -73,9 +73,16 @@ def lower(plan: Plan, largest: Mapping[str, int]) -> Lowered:
                 for node in kept.graph.find_nodes(op="placeholder")
                 if node.name in kept.graph_signature.inputs_to_parameters and node.users
             }
-            # The caller's memory is used for inputs and outputs.
-            memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-            program = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=memory))
+            program = edge.to_executorch(
+                ExecutorchBackendConfig(
+                    # The caller's memory is used for inputs and outputs.
+                    memory_planning_pass=MemoryPlanningPass(
+                        alloc_graph_input=False, alloc_graph_output=False
+                    ),
+                    # A cache is written where it lies, not copied at every run.
+                    run_reinplace_pass=bool(plan.state),
+                )
+            )
             pte = bytes(program.buffer)
     except UnsupportedError:
         raise
@@ -103,7 +110,14 @@ def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
         }
         for argument, axes in plan.dynamic_shapes.items()
     }
-    return torch.export.export(plan.module, (), dict(plan.example), dynamic_shapes=shapes)
+    return torch.export.export(
+        plan.module,
+        (),
+        dict(plan.example),
+        dynamic_shapes=shapes,
+        # Without it, sizes of which torch cannot prove what holds for all are refused.
+        prefer_deferred_runtime_asserts_over_guards=bool(plan.state),
+    )
 
 
 def _require_no_state(traced: ExportedProgram, plan: Plan) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from edge_lora.bundle_program import Program
 from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.export.causal_lm_static import plan_static_causal_lm
 from edge_lora.export.executorch_lowering import Lowered, lower
 from edge_lora.export.executorch_slots import Reader, places, readers_of, refusal
 from edge_lora.export.executorch_verify import verify_program
@@ -33,7 +34,7 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
     """
     _check(request)
     with stages("lower to ExecuTorch"):
-        plan, lowered = _plan_and_lower(request)
+        plan, lowered, cache_length = _plan_and_lower(request)
     with stages("find weights in the program"):
         readers = _readers(request, plan, lowered)
         names = _choose(request, readers)
@@ -59,6 +60,7 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
         outputs=lowered.outputs,
         slots=slots,
         weights=request.program_weights,
+        cache_length=cache_length,
         canary=plan.config.get("canary", {}),
     )
     config = {key: value for key, value in plan.config.items() if key != "canary"}
@@ -82,19 +84,21 @@ def _check(request: Request) -> None:
         raise UnsupportedError(list_all("export to ExecuTorch cannot do what is asked", problems))
 
 
-def _plan_and_lower(request: Request) -> tuple[Plan, Lowered]:
+def _plan_and_lower(request: Request) -> tuple[Plan, Lowered, int]:
+    """Return the plan, what it became, and the length of the cache inside."""
     if request.task == "causal-lm":
         require_causal_lm(request)
-        raise UnsupportedError("causal language models are not lowered to ExecuTorch yet")
+        plan, length = plan_static_causal_lm(request.model, request.cache_length)
+        return plan, lower(plan, {"seq": length}), length
     model, example, shapes = request.model, request.example_inputs or {}, request.dynamic_shapes
     plan = plan_generic(model, example, shapes)
     try:
-        return plan, lower(plan, {})
+        return plan, lower(plan, {}), 0
     except UnsupportedError:
         if shapes is not None or not any(plan.dynamic_shapes.values()):
             raise
     fixed = plan_generic(model, example, dynamic_shapes={})  # every size
-    return fixed, lower(fixed, {})
+    return fixed, lower(fixed, {}), 0
 
 
 def _slot_of_parameter(request: Request, plan: Plan) -> dict[str, str]:

@@ -33,6 +33,7 @@ class Plan:
         config: What the manifest tells the runtime about the model.
         while_tracing: Makes the context in which ``module`` is traced, but not checked.
         state: Names of the buffers that ``forward`` changes and the next run reads.
+        reference: What the finished program is compared with, if not ``module``.
     """
 
     task: Task
@@ -46,6 +47,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)
     while_tracing: Callable[[], AbstractContextManager[None]] = nullcontext
     state: tuple[str, ...] = ()
+    reference: torch.nn.Module | None = None
 
 
 def flatten(arguments: Case) -> list[torch.Tensor]:
@@ -55,9 +57,9 @@ def flatten(arguments: Case) -> list[torch.Tensor]:
 
 
 def run_module(plan: Plan, arguments: Case) -> dict[str, torch.Tensor]:
-    """Run the traced module; return its outputs by the graph's output names."""
+    """Run what the engine must agree with; return its outputs by the graph's output names."""
     with torch.no_grad():
-        output = plan.module(**arguments)
+        output = (plan.reference or plan.module)(**arguments)
     leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor)]
     return dict(zip(plan.output_names, leaves, strict=True))
 
