@@ -86,7 +86,7 @@ void OpenedBundle::Bind(const Bundle& bundle) {
     const Shape shape = slot.shape();
     image_.AddSlot(slot.name, shape, bundle.program, slot.offset, Stored::kOutIn);
     for (const std::string& alias : slot.aliases) image_.AddAlias(slot.name, alias);
-    bool is_bound = true;
+    bool is_bound = slot.is_read_in_place || !slot.key.empty();
     const auto bind = [&](const std::shared_ptr<const Layout>& layout, uint8_t* block,
                           uint64_t bytes) {
       is_bound &= image_.AddPlace(slot.name, layout, reinterpret_cast<float*>(block), bytes);

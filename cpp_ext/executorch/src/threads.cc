@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "log.h"
 #include "status.h"
 
 // Not among the headers of the wheel; the library exports it. Only these calls are made, and
@@ -37,6 +38,7 @@ Threads::Threads(int count) : count_(count) {
                 "threads is " + std::to_string(count) + ", must be 1 to 1024");
   }
   if (count == 1) return;
+  const LogScope log;
   const std::lock_guard lock(pool_mutex);
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (pool == nullptr) throw Error(Code::kInternal, "ExecuTorch has no thread pool");
