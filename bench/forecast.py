@@ -35,7 +35,8 @@ from edge_lora.timeseries.windows import cut
 HORIZONS = (96, 192, 336, 720)
 WINDOW, SEASON, SEEDS, THREADS = 336, 24, (0, 1, 2), 2
 CODED_GROUP, CODED_BOOK = 64, "lloyd_max"
-REPEATS, ADAPTERS = 200, 1000
+REPEATS, BURST, ADAPTERS = 50, 20, 1000
+SHAPES = ((1, WINDOW, 7), (1, WINDOW, 1), (64, WINDOW, 1))
 
 
 def size_of(adapter: Adapter) -> int:
@@ -121,23 +122,39 @@ class Live:
         attached.detach()
 
 
-def speed(name: str) -> dict[str, Any]:
+def speed(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Return forecasts a second on one core: the bundle with an adapter fused, and torch eager.
 
-    A forecast is one window of 7 channels. torch runs the base alone: fused weights cost the same.
+    Both forecast ``BURST`` times in a row, in turn. torch runs the plain module, in inference mode,
+    without an adapter: fused weights cost the same.
+
+    Args:
+        name: Of the base.
+        shape: (batch, window, channels); one forecast is one channel of one window.
     """
     with tempfile.TemporaryDirectory() as folder:
         live = Live(name, Path(folder), 1)
         torch.set_num_threads(1)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         with open_bundle(live.bundle, threads=1) as session, torch.inference_mode():
             session.load_adapter(live.paths[0], "a")
             session.set_adapter("a")
-            feeds = {"x": live.x.numpy()}
-            actions = {"torch": lambda: live.base(live.x), "bundle": lambda: session.run(feeds)}
+            feeds = {"x": x.numpy()}
+            actions = {
+                "torch": lambda: [live.base(x) for _ in range(BURST)],
+                "bundle": lambda: [session.run(feeds) for _ in range(BURST)],
+            }
             times = interleave(actions, REPEATS)
-    rates = {key: 1e3 / samples.median for key, samples in times.items()}
-    ratio = rates["bundle"] / rates["torch"]
-    return {"base": name, "torch a second": rates["torch"], "bundle": rates["bundle"], "x": ratio}
+    series = shape[0] * shape[2]
+    rates = {key: 1e3 * BURST * series / samples.median for key, samples in times.items()}
+    return {
+        "base": name,
+        "windows at once": shape[0],
+        "channels": shape[2],
+        "torch a second": rates["torch"],
+        "bundle": rates["bundle"],
+        "x": rates["bundle"] / rates["torch"],
+    }
 
 
 def memory() -> dict[str, Any]:
@@ -174,8 +191,9 @@ def main(arguments: list[str]) -> int:
         print("give the path of ETTh1.csv, or set EDGE_LORA_ETTH1", file=sys.stderr)
         return 2
     torch.set_num_threads(THREADS)
-    note = "One thread, medians of alternating calls."
-    report("forecast_speed", [speed("linear"), speed("gpt2-random:2x64")], note)
+    note = f"One thread, medians of {REPEATS} alternating bursts of {BURST} calls each."
+    bases = ("linear", "gpt2-random:2x64")
+    report("forecast_speed", [speed(base, shape) for base in bases for shape in SHAPES], note)
     report("forecast_memory", [memory()], "Heap that was free before is used again.")
     torch.set_num_threads(THREADS)
     series = read_series(path)
