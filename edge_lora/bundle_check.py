@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def _readings(
     for name, kept in program.slots.items():
         slot = manifest.slots[name]
         expected = slot.sha256 if kept.dtype == "F32" else kept.key[:64]
-        yield name, program.file, partial(_program_values, folder, program, kept, slot), expected
+        for offset in kept.offsets:
+            read = partial(_program_values, folder, program, replace(kept, offset=offset), slot)
+            yield name, program.file, read, expected
 
 
 def _sha256(values: NDArray[np.generic]) -> str:

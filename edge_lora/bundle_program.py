@@ -45,7 +45,8 @@ class ProgramSlot:
         dtype: "F32", or "I8": a weight is ``code * scale`` of its row, codes as raw values.
         scales_offset: I8: bytes from the start of the file, of (out,) fp32 scales.
         is_read_in_place: Whether a kernel reads the raw values where they lie, so that writing
-            there changes the base: embeddings. A tied weight is packed too.
+            there changes the base: embeddings. A tied weight is packed too, from a copy.
+        packed_offset: Of a tied weight: bytes from the start of the file, of that copy.
         lora_inputs: Names of the inputs a (in, rank) and b (rank, out), if exported.
     """
 
@@ -54,7 +55,13 @@ class ProgramSlot:
     dtype: ProgramDtype = "F32"
     scales_offset: int | None = None
     is_read_in_place: bool = False
+    packed_offset: int | None = None
     lora_inputs: tuple[str, str] | None = None
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the raw values lie: once, or twice if the weight is tied."""
+        return (self.offset,) if self.packed_offset is None else (self.offset, self.packed_offset)
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,11 @@ def _read_place(value: object, slot: Slot, file: FileRecord) -> ProgramSlot:
     scales = record.get("scales_offset")
     if (scales is not None) != (dtype == "I8"):
         raise BundleError(f"{where}: 'scales_offset' is {scales!a:.60} of {dtype} values")
+    copy = record.get("packed_offset")
+    if (copy is not None) != (key != "" and in_place):
+        raise BundleError(
+            f"{where}: 'packed_offset' is {copy!a:.60}, but only tied weights have it"
+        )
     pair = record.get("lora_inputs")
     if pair is not None and len(texts(pair, "lora_inputs", where)) != 2:
         raise BundleError(f"{where}: 'lora_inputs' must be two names")
@@ -182,6 +194,7 @@ def _read_place(value: object, slot: Slot, file: FileRecord) -> ProgramSlot:
         dtype=cast("ProgramDtype", dtype),
         scales_offset=None if scales is None else natural(scales, "scales_offset", where),
         is_read_in_place=in_place,
+        packed_offset=None if copy is None else natural(copy, "packed_offset", where),
         lora_inputs=None if pair is None else (pair[0], pair[1]),
     )
     for start, end in _spans(place, slot):
@@ -202,10 +215,11 @@ def _read_key(value: object, where: str) -> str:
 
 def _spans(place: ProgramSlot, slot: Slot) -> list[tuple[int, int]]:
     """Return where a slot's values, and scales, start and end in the file."""
-    values = (place.offset, place.offset + math.prod(slot.shape) * ITEM_BYTES[place.dtype])
-    if place.scales_offset is None:
-        return [values]
-    return [values, (place.scales_offset, place.scales_offset + slot.shape[0] * 4)]
+    size = math.prod(slot.shape) * ITEM_BYTES[place.dtype]
+    spans = [(start, start + size) for start in place.offsets]
+    if place.scales_offset is not None:
+        spans.append((place.scales_offset, place.scales_offset + slot.shape[0] * 4))
+    return spans
 
 
 def _disagreements(

@@ -120,7 +120,12 @@ def places(
         bias = next((r.bias for r in linear if r.bias), None)
         key = slot.sha256 + (_sha256(biases[bias]) if bias else "") if is_packed else ""
         # Weights of kernels lie in the first segment, those of XNNPACK in later ones.
-        found[name] = ProgramSlot(offsets[name][0], key, is_read_in_place=name in kernels)
+        found[name] = ProgramSlot(
+            offsets[name][0],
+            key,
+            is_read_in_place=name in kernels,
+            packed_offset=offsets[name][1] if expected == 2 else None,
+        )
     if problems:
         raise UnsupportedError(list_all("weights that cannot be told apart in model.pte", problems))
     return found

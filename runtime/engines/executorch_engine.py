@@ -142,7 +142,8 @@ class ExecuTorchEngine:
         self._memory.close()
 
     def _edits(self, weights: Arrays) -> dict[int, NDArray[np.generic]]:
-        return {self._program.slots[name].offset: weight for name, weight in weights.items()}
+        slots = self._program.slots
+        return {at: weight for name, weight in weights.items() for at in slots[name].offsets}
 
     def _blocks(self, memory: ProgramMemory) -> dict[str, list[Bytes]]:
         """Return the memory of every slot in one load of the program."""

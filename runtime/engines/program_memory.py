@@ -104,7 +104,7 @@ class ProgramMemory:
             self.program = edge_lora_executorch.Program(self.file, handle, threads)
             return
         wanted = [
-            (slot.key[:64], slot.offset, in_features, out_features)
+            (slot.key[:64], slot.offsets[-1], in_features, out_features)
             for (out_features, in_features), slot in unknown.items()
         ]
         self.program = edge_lora_executorch.Program.open_probed(self.file, wanted, handle, threads)

@@ -208,7 +208,16 @@ BROKEN = {
     "no key": (lambda r: r["executorch"]["slots"]["q.weight"].pop("key"), "'key' is missing"),
     "neither packed nor read": (in_place(key=""), "slot q.weight: 'is_read_in_place' is False"),
     "in place a number": (in_place(is_read_in_place=1), "slot q.weight: 'is_read_in_place' is 1"),
-    "one key for two": (in_place("e.weight", key=sha(Q)), "two slots have one 'key'"),
+    "one key for two": (
+        in_place("e.weight", key=sha(Q), is_read_in_place=False),
+        "two slots have one 'key'",
+    ),
+    "tied, but not twice": (in_place("e.weight", key=sha(E)), "'packed_offset' is None, but only"),
+    "twice, but not tied": (in_place(packed_offset=60), "'packed_offset' is 60, but only"),
+    "a copy that overlaps": (
+        in_place("e.weight", key=sha(E), packed_offset=24),
+        "of two slots overlap",
+    ),
     "overlap": (in_place("e.weight", offset=24), "the weights of two slots overlap"),
     "unknown dtype": (in_place(dtype="F16"), "slot q.weight: 'dtype' is 'F16'"),
     "8 bits in fp32": (in_place(dtype="I8", scales_offset=60), "but slots have 'dtype' I8"),

@@ -61,6 +61,8 @@ BundleSlot ReadSlot(const Json& record) {
 /// Adds where the program keeps the weight.
 void ReadPlace(const Json& record, BundleSlot& slot) {
   slot.offset = Natural(Member(record, "offset"), "offset");
+  const Json copy = record.value("packed_offset", Json());
+  slot.packed_offset = copy.is_null() ? slot.offset : Natural(copy, "packed_offset");
   slot.key = TextIn(record, "key");
   slot.is_fp32 = TextIn(record, "dtype") == "F32" && slot.dtype == "F32";
   slot.is_read_in_place = record.value("is_read_in_place", false);
@@ -108,7 +110,7 @@ void ReadProgram(const Json& manifest, Bundle& bundle) {
     const Shape shape = slot.shape();
     if (!slot.is_fp32) continue;
     if (shape.in > bundle.size / sizeof(float) / shape.out ||
-        slot.offset > bundle.size - shape.size() * sizeof(float)) {
+        std::max(slot.offset, slot.packed_offset) > bundle.size - shape.size() * sizeof(float)) {
       Refuse("slot " + slot.name + ": its values are outside the file");
     }
   }

@@ -21,6 +21,7 @@ struct BundleSlot {
   std::vector<std::string> aliases;
   std::string key;  ///< Of its packed entry; "" if it is not packed.
   uint64_t offset = 0;
+  uint64_t packed_offset = 0;  ///< Of what is packed: of a tied weight a copy, else ``offset``.
   bool is_read_in_place = false;
   bool is_fp32 = false;                  ///< In the program too, so that adapters can be fused.
   std::vector<std::string> lora_inputs;  ///< Two names, or none.

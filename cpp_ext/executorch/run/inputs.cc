@@ -139,7 +139,8 @@ class Maker {
       case ScalarType::Bool:
         return Append(made.values, static_cast<uint8_t>(value != 0 ? 1 : 0));
       default:
-        Refuse("input " + name + " has a type that this tool does not feed: " + NameOf(made.type));
+        Refuse("input " + name +
+               " has a type that this tool does not feed: " + std::string(NameOf(made.type)));
     }
   }
 
@@ -161,6 +162,7 @@ std::vector<MadeInput> MakeInputs(const Bundle& bundle, const Program& program,
   }
   Maker maker(bundle, window);
   std::vector<MadeInput> inputs;
+  inputs.reserve(bundle.input_order.size());
   for (size_t i = 0; i < bundle.input_order.size(); ++i) {
     inputs.push_back(maker.Make(bundle.input_order[i], program.inputs()[i]));
   }

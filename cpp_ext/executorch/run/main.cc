@@ -6,6 +6,7 @@
 #include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -37,8 +38,9 @@ constexpr const char* kHelp =
     "  --threads N  threads of the engine and of swaps (default 1)\n"
     "  --tokens N   length of a language model's prompt (default 32)\n";
 
-struct UsageError {
-  std::string message;
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 struct Options {
@@ -54,7 +56,7 @@ int NumberOf(std::string_view option, std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   constexpr int kMost = 1'000'000;
   if (error != std::errc() || end != text.data() + text.size() || number < 1 || number > kMost) {
-    throw UsageError{std::string(option) + " is '" + std::string(text) + "', must be 1 to 1000000"};
+    throw UsageError(std::string(option) + " is '" + std::string(text) + "', must be 1 to 1000000");
   }
   return number;
 }
@@ -69,19 +71,19 @@ Options Parse(const std::vector<std::string>& arguments) {
                                             : nullptr;
     const size_t equals = argument.find('=');
     if (number != nullptr) {
-      if (++i == arguments.size()) throw UsageError{argument + " needs a number"};
+      if (++i == arguments.size()) throw UsageError(argument + " needs a number");
       *number = NumberOf(argument, arguments[i]);
-    } else if (argument.starts_with("-")) {
-      throw UsageError{"unknown option '" + argument + "'"};
+    } else if (argument.starts_with('-')) {
+      throw UsageError("unknown option '" + argument + "'");
     } else if (options.bundle.empty()) {
       options.bundle = argument;
     } else if (equals == std::string::npos || equals == 0) {
-      throw UsageError{"'" + argument + "' is not NAME=FILE"};
+      throw UsageError("'" + argument + "' is not NAME=FILE");
     } else {
       options.adapters.emplace_back(argument.substr(0, equals), argument.substr(equals + 1));
     }
   }
-  if (options.bundle.empty()) throw UsageError{"BUNDLE is missing"};
+  if (options.bundle.empty()) throw UsageError("BUNDLE is missing");
   return options;
 }
 
@@ -200,7 +202,7 @@ int Main(const std::vector<std::string>& arguments) {
     std::cout << Run(Parse(arguments)).dump(1) << '\n';
     return std::cout.flush() ? kOk : kFailed;
   } catch (const UsageError& error) {
-    std::cerr << kHelp << "\nError: " << error.message << '\n';
+    std::cerr << kHelp << "\nError: " << error.what() << '\n';
     return kUsage;
   } catch (const std::bad_alloc&) {
     std::cerr << "Error: out of memory\n";

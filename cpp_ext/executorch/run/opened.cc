@@ -68,7 +68,7 @@ void OpenedBundle::Load(const Bundle& bundle, int threads) {
     const Shape shape = slot.shape();
     const auto is_known = [&](const ProbeSlot& known) { return known.shape == shape; };
     if (!slot.is_fp32 || slot.key.empty() || std::ranges::any_of(wanted, is_known)) continue;
-    wanted.push_back({slot.key, slot.offset, shape});
+    wanted.push_back({slot.key, slot.packed_offset, shape});
   }
   ProbedProgram probed = OpenProbed(pte_.bytes(), MakePackedFile(), threads, wanted);
   program_ = std::move(probed.program);
