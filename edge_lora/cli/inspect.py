@@ -1,4 +1,4 @@
-"""``edge-lora inspect``: what is in a bundle, an adapter file, a PEFT folder or a GGUF file."""
+"""``edge-lora inspect``: what is in a bundle, adapter file, scenario set, PEFT or GGUF file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from edge_lora.cli.output import (
     print_json,
     print_table,
 )
+from edge_lora.cli.scenarios import is_set, set_facts
 from edge_lora.codebook import Coded
 from edge_lora.errors import EdgeLoraError
 from edge_lora.forms import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @engine_option
 @json_option
 def command(path: Path, with_slots: bool, engine: str, as_json: bool) -> None:
-    """Show what is in PATH: a bundle, an adapter file, a PEFT folder or a GGUF file.
+    """Show what is in PATH: a bundle, an adapter file, a scenario set, a PEFT folder, a GGUF file.
 
     \b
     edge-lora inspect roman.safetensors
@@ -64,6 +65,8 @@ def _facts(path: Path, engine: str) -> Facts:
     from edge_lora.interop.gguf_file import is_gguf, open_gguf
     from edge_lora.interop.peft_folder import CONFIG_NAME, WEIGHTS_NAME
 
+    if is_set(path):
+        return set_facts(path)
     if path.is_dir():
         peft_files = any((path / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME))
         is_peft = peft_files and not (path / MANIFEST).is_file()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_lora.adapter import Adapter
 from edge_lora.cli.output import (
     human_bytes,
     print_facts,
@@ -20,7 +21,8 @@ from edge_lora.cli.output import (
     require_file_place,
     require_place,
 )
-from edge_lora.errors import UnsupportedError
+from edge_lora.errors import BundleError, UnsupportedError, list_all
+from edge_lora.scenarios import MANIFEST, read_scenarios
 
 if TYPE_CHECKING:
     from edge_lora.timeseries.forecaster import Forecaster
@@ -89,6 +91,52 @@ def train_set(
         "verdict": verdict(found),
     }
     _print(facts, found, as_json)
+
+
+def is_set(path: Path) -> bool:
+    """Whether ``path`` is the folder of a scenario set, sound or not."""
+    return (path / MANIFEST).is_file()
+
+
+def set_adapters(folder: Path) -> dict[Path, Adapter]:
+    """Read and check a set; return its adapters by file."""
+    found = read_scenarios(folder)
+    files = {folder / condition.adapter.file: condition.name for condition in found.conditions}
+    adapters = {path: Adapter.load(path) for path in files}
+    problems = [
+        f"the adapter of condition {files[path]!r} is of base {adapter.base.fingerprint[:12]}…, "
+        f"the set of {found.fingerprint[:12]}…"
+        for path, adapter in adapters.items()
+        if adapter.base.fingerprint != found.fingerprint
+    ]
+    if problems:
+        raise BundleError(list_all(f"scenario set '{folder}' is of several bases", problems))
+    return adapters
+
+
+def set_facts(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Describe a set, and its conditions one by one."""
+    found = read_scenarios(folder)
+    files = {condition.adapter.file: condition.adapter.size for condition in found.conditions}
+    network = found.classifier
+    facts = {
+        "kind": "scenario set",
+        "base": found.base_id,
+        "base_fingerprint": found.fingerprint,
+        "conditions": list(found.names),
+        "default": found.default,
+        "adapters": len(files),
+        "input": found.input,
+        "window": network.features.window,
+        "season": network.features.season,
+        "classifier_values": sum(weight.size + bias.size for weight, bias in network.layers),
+        "adapter_bytes": sum(files.values()),
+    }
+    rows = [
+        {"condition": c.name, "file": c.adapter.file, "bytes": c.adapter.size}
+        for c in found.conditions
+    ]
+    return facts, rows
 
 
 def _print(facts: dict[str, Any], found: ScenarioReport, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from edge_lora.bundle import Manifest, read_manifest, verify_files
 from edge_lora.bundle_check import verify_fingerprint, verify_slots
 from edge_lora.bundle_engine import PARTS
 from edge_lora.cli.output import json_option, print_json, report
+from edge_lora.cli.scenarios import is_set, set_adapters
 from edge_lora.errors import EdgeLoraError
 
 
@@ -23,7 +24,7 @@ from edge_lora.errors import EdgeLoraError
 )
 @json_option
 def command(paths: tuple[Path, ...], engine: str | None, as_json: bool) -> None:
-    """Check adapter files and bundles, and that every adapter fits every bundle named.
+    """Check adapter files, scenario sets and bundles; every adapter must fit every bundle named.
 
     Hashes of files, slots and base, format, shapes and values are checked. Everything that is
     wrong is listed; exit code 1.
@@ -37,7 +38,9 @@ def command(paths: tuple[Path, ...], engine: str | None, as_json: bool) -> None:
     for path in paths:
         report(f"checking {path}")
         try:
-            if path.is_dir():
+            if is_set(path):
+                adapters |= set_adapters(path)
+            elif path.is_dir():
                 bundles[path] = read_manifest(path)
             else:
                 adapters[path] = Adapter.load(path)

@@ -1,6 +1,7 @@
 """Scenario sets from a CSV file to a session that picks by itself."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -265,6 +266,33 @@ def test_an_existing_folder_is_not_written_into(data, trained):
     assert result.exit_code == 1
     assert "is there already" in result.output
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_set_can_be_inspected_and_verified(trained, tmp_path):
+    folder, _ = trained
+    facts = json.loads(run("inspect", folder, "--slots", "--json").stdout)
+    assert facts["kind"] == "scenario set"
+    assert facts["conditions"] == ["fast", "slow"]
+    assert (facts["window"], facts["season"]) == (32, 8)
+    assert [row["condition"] for row in facts["slots"]] == ["fast", "slow"]
+    assert run("verify", folder).exit_code == 0
+    copy = shutil.copytree(folder, tmp_path / "set")
+    (copy / "adapter-01.safetensors").unlink()
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "adapter-01.safetensors is missing" in result.output
+
+
+def test_a_set_of_adapters_of_another_base_is_not_sound(trained, tmp_path):
+    folder, _ = trained
+    copy = shutil.copytree(folder, tmp_path / "set")
+    path = copy / "scenarios.json"
+    document = json.loads(path.read_text())
+    document["base"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(document))
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "condition 'slow' is of base" in result.output
 
 
 def test_training_leaves_the_base_alone(data, tmp_path):
