@@ -61,13 +61,13 @@ def lower(plan: Plan, largest: Mapping[str, int]) -> Lowered:
     try:
         with quiet(), torch.no_grad(), plan.while_tracing():
             traced = trace(plan, largest)
-            _require_no_state(traced, plan)
             edge = to_edge_transform_and_lower(
                 traced,
                 partitioner=[XnnpackPartitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             kept = edge.exported_program()
+            _require_no_state(kept, plan)
             in_place = {
                 kept.graph_signature.inputs_to_parameters[node.name]
                 for node in kept.graph.find_nodes(op="placeholder")
@@ -120,9 +120,9 @@ def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
     )
 
 
-def _require_no_state(traced: ExportedProgram, plan: Plan) -> None:
-    """Refuse buffers that forward changes: XNNPACK would take them for constants."""
-    signature = traced.graph_signature
+def _require_no_state(lowered: ExportedProgram, plan: Plan) -> None:
+    """Refuse buffers that forward changes: XNNPACK takes them for constants, silently."""
+    signature = lowered.graph_signature
     changed = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
     if problems := sorted(changed - set(plan.state)):
         raise UnsupportedError(
