@@ -88,6 +88,7 @@ def train_set(
         "test_windows": found.one.windows,
         "classifier_accuracy": found.accuracy,
         "classifier_accuracy_one_column": found.accuracy_alone,
+        "commonest_condition_accuracy": found.commonest,
         "verdict": verdict(found),
     }
     _print(facts, found, as_json)

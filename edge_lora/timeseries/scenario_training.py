@@ -60,6 +60,7 @@ class ScenarioReport:
         chosen: Of the adapters that the classifier picks, by all columns together.
         accuracy: Share of windows whose condition it picks, by all columns together.
         accuracy_alone: The same, by each column alone.
+        commonest: What always naming the set's default, the commonest in training, would reach.
         values: Numbers trained for one adapter.
         one_bytes: File of one adapter.
         set_bytes: All files of the set.
@@ -73,6 +74,7 @@ class ScenarioReport:
     chosen: Errors
     accuracy: float
     accuracy_alone: float
+    commonest: float
     values: int
     one_bytes: int
     set_bytes: int
@@ -125,7 +127,7 @@ def train_scenarios(
     )
     names = {manifest.name, "classifier.safetensors", *(file for _, file in files)}
     picks = pick(classifier, parts, parts.test)
-    report = _measured(base, found, parts.test, conditions, picks)
+    report = _measured(base, found, parts.test, conditions, picks, int(counts.argmax()))
     return replace(
         report,
         set_bytes=sum((folder / name).stat().st_size for name in names),
@@ -144,7 +146,9 @@ def verdict(report: ScenarioReport) -> str:
             f"the true conditions give {oracle:.4f}."
         )
     why = "its adapters are no better even where they belong"
-    if oracle < one:
+    if not any(row.is_own for row in report.rows):
+        why = "validation likes no condition's own adapter better, so all share the one"
+    elif oracle < one:
         why = f"its adapters would reach {oracle:.4f}, but the classifier picks too badly"
     return (
         f"The set does not help: one adapter for all conditions reaches test MSE {one:.4f} in "
@@ -181,7 +185,12 @@ def _train_adapters(
 
 
 def _measured(
-    base: Forecaster, found: _Trained, test: Windows, conditions: Conditions, picks: Picks
+    base: Forecaster,
+    found: _Trained,
+    test: Windows,
+    conditions: Conditions,
+    picks: Picks,
+    default: int,
 ) -> ScenarioReport:
     true = conditions.of(test)
     one = {i: _errors(base, found.one, test, true == i) for i in range(len(conditions.names))}
@@ -200,6 +209,7 @@ def _measured(
         chosen=_together(chosen),
         accuracy=float((picks.together == true).mean()),
         accuracy_alone=float((picks.alone == true).mean()),
+        commonest=float((true == default).mean()),
         values=found.values,
         one_bytes=0,
         set_bytes=0,

@@ -20,7 +20,11 @@ from edge_lora.timeseries.conditions import (  # noqa: E402
     require_windows,
 )
 from edge_lora.timeseries.metrics import Errors  # noqa: E402
-from edge_lora.timeseries.scenario_training import ScenarioReport, verdict  # noqa: E402
+from edge_lora.timeseries.scenario_training import (  # noqa: E402
+    ConditionRow,
+    ScenarioReport,
+    verdict,
+)
 from edge_lora.timeseries.series import Series, SeriesError, read_series  # noqa: E402
 from edge_lora.timeseries.windows import cut  # noqa: E402
 
@@ -149,15 +153,17 @@ def test_tables_for_people_and_a_condition_that_says_nothing(tmp_path):
 
 
 def test_the_verdict_is_plain():
-    def report(one, oracle, chosen):
+    def report(one, oracle, chosen, own=True):
         one, oracle, chosen = (
             Errors(np.array([e]), np.array([e]), 1) for e in (one, oracle, chosen)
         )
-        return ScenarioReport(one, one, oracle, chosen, 0.9, 0.9, 5, 100, 300, 50, ())
+        rows = (ConditionRow("a", 1, own), ConditionRow("b", 1, False))
+        return ScenarioReport(one, one, oracle, chosen, 0.9, 0.9, 0.5, 5, 100, 300, 50, rows)
 
     assert verdict(report(0.4, 0.2, 0.3)).startswith("The set helps: test MSE 0.3000")
     assert "25.0% lower" in verdict(report(0.4, 0.2, 0.3))
     assert "would reach 0.2000, but the classifier" in verdict(report(0.4, 0.2, 0.4))
+    assert "validation likes no condition's own" in verdict(report(0.4, 0.4, 0.4, own=False))
     assert "no better even where they belong" in verdict(report(0.4, 0.5, 0.6))
     assert "0.4000 in 100 bytes, the set 0.6000 in 300 bytes" in verdict(report(0.4, 0.5, 0.6))
 
