@@ -9,6 +9,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -42,16 +43,16 @@ struct Dtype {
 
 constexpr uint8_t CodeOf(nb::dlpack::dtype_code code) { return static_cast<uint8_t>(code); }
 
-const Dtype kDtypes[] = {
-    {ScalarType::Float, nb::dtype<float>()},
-    {ScalarType::Double, nb::dtype<double>()},
-    {ScalarType::Long, nb::dtype<int64_t>()},
-    {ScalarType::Int, nb::dtype<int32_t>()},
-    {ScalarType::Short, nb::dtype<int16_t>()},
-    {ScalarType::Char, nb::dtype<int8_t>()},
-    {ScalarType::Byte, nb::dtype<uint8_t>()},
-    {ScalarType::Bool, nb::dtype<bool>()},
-    {ScalarType::Half, {CodeOf(nb::dlpack::dtype_code::Float), 16, 1}},
+constexpr std::array kDtypes = {
+    Dtype{ScalarType::Float, nb::dtype<float>()},
+    Dtype{ScalarType::Double, nb::dtype<double>()},
+    Dtype{ScalarType::Long, nb::dtype<int64_t>()},
+    Dtype{ScalarType::Int, nb::dtype<int32_t>()},
+    Dtype{ScalarType::Short, nb::dtype<int16_t>()},
+    Dtype{ScalarType::Char, nb::dtype<int8_t>()},
+    Dtype{ScalarType::Byte, nb::dtype<uint8_t>()},
+    Dtype{ScalarType::Bool, nb::dtype<bool>()},
+    Dtype{ScalarType::Half, {CodeOf(nb::dlpack::dtype_code::Float), 16, 1}},
 };
 
 InputTensor InputFrom(const AnyArray& array, size_t position) {
@@ -105,6 +106,7 @@ class PythonProgram {
                 int threads)
       : pte_(pte) {
     std::vector<ProbeSlot> slots;
+    slots.reserve(wanted.size());
     for (const auto& [key, offset, in, out] : wanted) slots.push_back({key, offset, {out, in}});
     const std::span<uint8_t> bytes(pte.data(), pte.size());
     const nb::gil_scoped_release release;
@@ -156,7 +158,7 @@ class PythonProgram {
       const std::unique_ptr<std::shared_ptr<const Mapping>> freed(
           static_cast<std::shared_ptr<const Mapping>*>(mapping));
     });
-    static_cast<void>(held.release());
+    [[maybe_unused]] const void* owned = held.release();
     return {mapping_->data(), {mapping_->bytes()}, owner};
   }
 
@@ -202,7 +204,7 @@ nb::list Describe(const std::vector<TensorSpec>& specs) {
   for (const TensorSpec& spec : specs) {
     nb::list sizes;
     for (const int32_t size : spec.sizes) sizes.append(size);
-    all.append(nb::make_tuple(NameOf(spec.type), nb::tuple(sizes)));
+    all.append(nb::make_tuple(std::string(NameOf(spec.type)), nb::tuple(sizes)));
   }
   return all;
 }
@@ -210,6 +212,7 @@ nb::list Describe(const std::vector<TensorSpec>& specs) {
 }  // namespace
 }  // namespace edge_lora
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): nanobind's macro.
 NB_MODULE(_native, module) {
   using namespace edge_lora;
   nb::set_leak_warnings(false);  // live sessions at exit are the engine's business

@@ -51,7 +51,7 @@ class Cursor {
 
  private:
   const uint8_t* Step(uint64_t bytes) {
-    if (bytes > static_cast<uint64_t>(end_ - at_)) Refuse("the index is cut short");
+    if (std::cmp_greater(bytes, end_ - at_)) Refuse("the index is cut short");
     return std::exchange(at_, at_ + bytes);
   }
 
@@ -86,7 +86,7 @@ std::shared_ptr<const PackedFile> PackedFile::At(int descriptor) {
                                             " must be a plain file, open to read and write: make "
                                             "one with os.memfd_create");
   }
-  const std::lock_guard lock(mutex);
+  const std::scoped_lock lock(mutex);
   std::erase_if(files, [](const auto& file) { return file.second.expired(); });
   std::weak_ptr<const PackedFile>& known = files[{status.st_dev, status.st_ino}];
   if (std::shared_ptr<const PackedFile> file = known.lock()) return file;

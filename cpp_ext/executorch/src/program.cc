@@ -90,7 +90,7 @@ TensorSpec SpecOf(const et::Result<et::Tag>& tag, const et::Result<et::TensorInf
 
 }  // namespace
 
-std::string NameOf(ScalarType type) {
+std::string_view NameOf(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
       return "float32";
@@ -136,7 +136,7 @@ void Program::LoadProgram() {
   }
   auto program = et::Program::load(&loader_, et::Program::Verification::InternalConsistency);
   RequireLoaded(program.error(), "the program", log);
-  program_.emplace(std::move(*program));
+  program_ = std::make_unique<et::Program>(std::move(*program));
 }
 
 void Program::Describe(const et::MethodMeta& meta) {
@@ -155,21 +155,24 @@ void Program::PlanMemory(const et::MethodMeta& meta) {
   uint64_t total = 0;
   for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
     const auto bytes = meta.memory_planned_buffer_size(i);
-    if (!bytes.ok() || *bytes < 0 || (total += static_cast<uint64_t>(*bytes)) > kMaxPlanned) {
+    const uint64_t size = bytes.ok() && *bytes >= 0 ? static_cast<uint64_t>(*bytes) : kMaxPlanned;
+    total += size;
+    if (size >= kMaxPlanned || total >= kMaxPlanned) {
       throw Error(Code::kBundle, "the program asks for an impossible amount of memory");
     }
-    const auto size = static_cast<size_t>(*bytes);
     // Zeros: mutable buffers without a value start so. Pages that are not touched cost nothing.
     size_t room = size + kAlignment;
-    void* memory = std::calloc(1, room);
+    std::unique_ptr<void, FreeMemory> memory(std::calloc(1, room));
     if (memory == nullptr) RefuseMemory(size);
-    planned_.emplace_back(memory);
-    std::align(kAlignment, size, memory, room);
-    planned_spans_.emplace_back(static_cast<uint8_t*>(memory), size);
+    void* aligned = memory.get();
+    std::align(kAlignment, size, aligned, room);
+    planned_spans_.emplace_back(static_cast<uint8_t*>(aligned), size);
+    planned_.push_back(std::move(memory));
   }
-  planned_memory_.emplace(
+  planned_memory_ = std::make_unique<et::HierarchicalAllocator>(
       et::Span<et::Span<uint8_t>>(planned_spans_.data(), planned_spans_.size()));
-  memory_.emplace(&method_memory_, &*planned_memory_, &temporary_memory_);
+  memory_ = std::make_unique<et::MemoryManager>(&method_memory_, planned_memory_.get(),
+                                                &temporary_memory_);
 }
 
 void Program::LoadMethod() {
@@ -187,9 +190,9 @@ void Program::LoadMethod() {
              options_of.set_options(kDelegate, options.view()) != et::Error::Ok) {
     throw Error(Code::kInternal, "ExecuTorch takes no options for " + std::string(kDelegate));
   }
-  auto method = program_->load_method(kMethod, &*memory_, nullptr, nullptr, &options_of);
+  auto method = program_->load_method(kMethod, memory_.get(), nullptr, nullptr, &options_of);
   RequireLoaded(method.error(), "the method 'forward' of the program", log);
-  method_.emplace(std::move(*method));
+  method_ = std::make_unique<et::Method>(std::move(*method));
 }
 
 void Program::RequireFitting(const std::vector<InputTensor>& inputs) const {
@@ -202,8 +205,8 @@ void Program::RequireFitting(const std::vector<InputTensor>& inputs) const {
     const std::string name = "input " + std::to_string(i);
     const TensorSpec& spec = inputs_[i];
     if (inputs[i].type != spec.type) {
-      problems.push_back(name + " is " + NameOf(inputs[i].type) + ", the program takes " +
-                         NameOf(spec.type));
+      problems.push_back(name + " is " + std::string(NameOf(inputs[i].type)) +
+                         ", the program takes " + std::string(NameOf(spec.type)));
     }
     if (inputs[i].sizes.size() != spec.sizes.size() ||
         !std::ranges::equal(inputs[i].sizes, spec.sizes, std::ranges::less_equal())) {
@@ -272,7 +275,7 @@ void Program::Collect(size_t position, OutputTensor& output) {
 
 std::vector<OutputTensor> Program::Run(const std::vector<InputTensor>& inputs) {
   RequireFitting(inputs);
-  const std::lock_guard lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   if (is_broken_) {
     throw Error(Code::kInternal, "ExecuTorch gave up in an earlier run: open the program again");
   }

@@ -11,9 +11,9 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "packed_file.h"
@@ -38,6 +38,7 @@ struct InputTensor {
 };
 
 struct FreeMemory {
+  // NOLINTNEXTLINE(cppcoreguidelines-owning-memory): this is what owns it.
   void operator()(void* memory) const { std::free(memory); }
 };
 
@@ -50,7 +51,7 @@ struct OutputTensor {
 };
 
 /// "float32" and so on, as NumPy calls it, or "" for a type that NumPy does not have.
-std::string NameOf(ScalarType type);
+std::string_view NameOf(ScalarType type);
 
 /// The method "forward" of a program. Safe to call from many threads; runs take turns.
 class Program {
@@ -86,17 +87,17 @@ class Program {
   std::shared_ptr<const PackedFile> packed_;
   Threads threads_;
   executorch::extension::BufferDataLoader loader_;
-  std::optional<executorch::runtime::Program> program_;
+  std::unique_ptr<executorch::runtime::Program> program_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
   std::vector<bool> is_planned_;  ///< Per output: it lies in the program's own memory.
   std::vector<std::unique_ptr<void, FreeMemory>> planned_;
   std::vector<executorch::runtime::Span<uint8_t>> planned_spans_;
-  std::optional<executorch::runtime::HierarchicalAllocator> planned_memory_;
+  std::unique_ptr<executorch::runtime::HierarchicalAllocator> planned_memory_;
   executorch::extension::MallocMemoryAllocator method_memory_;
   executorch::extension::MallocMemoryAllocator temporary_memory_;
-  std::optional<executorch::runtime::MemoryManager> memory_;
-  std::optional<executorch::runtime::Method> method_;
+  std::unique_ptr<executorch::runtime::MemoryManager> memory_;
+  std::unique_ptr<executorch::runtime::Method> method_;
   bool is_broken_ = false;  ///< The engine would have ended the process in the middle of a run.
   std::mutex mutex_;
 };

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "log.h"
 #include "status.h"
@@ -39,11 +40,11 @@ Threads::Threads(int count) : count_(count) {
   }
   if (count == 1) return;
   const LogScope log;
-  const std::lock_guard lock(pool_mutex);
+  const std::scoped_lock lock(pool_mutex);
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (pool == nullptr) throw Error(Code::kInternal, "ExecuTorch has no thread pool");
   const size_t now = pool->get_thread_count();
-  if (now != static_cast<size_t>(count)) {
+  if (std::cmp_not_equal(now, count)) {
     if (pool_users > 0) {
       throw Error(Code::kInvalidArgument,
                   "threads is " + std::to_string(count) + ", but programs with " +
@@ -62,7 +63,7 @@ Threads::Threads(int count) : count_(count) {
 
 Threads::~Threads() {
   if (count_ == 1) return;
-  const std::lock_guard lock(pool_mutex);
+  const std::scoped_lock lock(pool_mutex);
   --pool_users;
 }
 
