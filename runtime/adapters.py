@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from edge_lora import native
@@ -36,55 +38,36 @@ class SlotHeader:
     form_names: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LoadedAdapter:
     """One adapter file as the session knows it; its tensors are read again when needed.
 
+    A thousand of them are kept beside their patches, so what they have in common is shared.
+
     Attributes:
         name: The name in this session.
-        path: Absolute path of the file.
-        header: The file's JSON header.
+        file: Absolute path of the file.
+        method: The training method that made it.
+        base: The base that it was trained on.
+        deltas: Slot name -> what the adapter has for it.
+        ranks: The ranks at which all of it was trained to work, ascending; none: only the whole.
+        file_hash: sha256 of what the file does; its name and provenance do not count.
         rank: Which of ``ranks`` is meant; None: the whole.
     """
 
     name: str
-    path: Path
-    header: Mapping[str, Any]
+    file: str
+    method: str
+    base: BaseIdentity
+    deltas: Mapping[str, SlotHeader]
+    ranks: tuple[int, ...]
+    file_hash: str
     rank: int | None = None
 
-    @cached_property
-    def deltas(self) -> dict[str, SlotHeader]:
-        """Slot name -> what the adapter has for it."""
-        return {
-            slot: SlotHeader(
-                tuple(entry["shape"]),
-                entry.get("dtype", DEFAULT_DTYPE),
-                entry.get("hash", ""),
-                tuple(form["form"] for form in entry["forms"]),
-            )
-            for slot, entry in self.header["slots"].items()
-        }
-
     @property
-    def method(self) -> str:
-        """The training method that made it."""
-        return str(self.header["method"])
-
-    @cached_property
-    def base(self) -> BaseIdentity:
-        """The base that it was trained on."""
-        return BaseIdentity(self.header["base"]["sha256"], self.header["base"].get("id", ""))
-
-    @cached_property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks at which all of it was trained to work, ascending; none: only the whole."""
-        nested = [
-            set(form.get("ranks", ()))
-            for entry in self.header["slots"].values()
-            for form in entry["forms"]
-            if form["form"] == "low_rank"
-        ]
-        return tuple(sorted(set.intersection(*nested))) if nested else ()
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
 
     @property
     def has_bottleneck(self) -> bool:
@@ -96,14 +79,7 @@ class LoadedAdapter:
         """Names of the weights that it changes: its slots that are no sites."""
         return [n for n, delta in self.deltas.items() if "bottleneck" not in delta.form_names]
 
-    @cached_property
-    def file_hash(self) -> str:
-        """sha256 of what the file does; its name and provenance do not count."""
-        counted = {k: self.header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
-        counted["codebooks"] = self.header.get("codebooks", [])
-        return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
+    @property
     def content_hash(self) -> str:
         """``file_hash``, of this rank."""
         return self.file_hash if self.rank is None else cache_key(self.file_hash, self.rank)
@@ -147,7 +123,7 @@ class LoadedAdapter:
 
     def _file(self) -> AdapterFile:
         file = read_file(self.path)
-        if json.loads(file.header) != self.header:
+        if _file_hash(json.loads(file.header)) != self.file_hash:
             raise AdapterFileError(
                 f"adapter file '{self.path}' changed since it was loaded as {self.name!r}; "
                 "delete that adapter and load the file again"
@@ -177,7 +153,52 @@ def _at_rank(adapter: Adapter, rank: int) -> Adapter:
 def load(path: Path, name: str | None = None) -> LoadedAdapter:
     """Read and check one adapter file; ``name`` is by default the one in the file."""
     header = json.loads(read_file(path).header)
-    return LoadedAdapter(name or str(header["name"]), path, header)
+    return LoadedAdapter(
+        name or str(header["name"]),
+        str(path),
+        sys.intern(str(header["method"])),
+        _base(header["base"]["sha256"], header["base"].get("id", "")),
+        _deltas(tuple((slot, _slot_header(entry)) for slot, entry in header["slots"].items())),
+        _ranks(header),
+        _file_hash(header),
+    )
+
+
+@lru_cache(maxsize=256)
+def _base(fingerprint: str, name: str) -> BaseIdentity:
+    """Return one object for all adapters of a base."""
+    return BaseIdentity(fingerprint, name)
+
+
+@lru_cache(maxsize=256)
+def _deltas(entries: tuple[tuple[str, SlotHeader], ...]) -> Mapping[str, SlotHeader]:
+    """Return one mapping for all adapters that are alike."""
+    return MappingProxyType(dict(entries))
+
+
+def _slot_header(entry: Mapping[str, Any]) -> SlotHeader:
+    return SlotHeader(
+        tuple(entry["shape"]),
+        entry.get("dtype", DEFAULT_DTYPE),
+        entry.get("hash", ""),
+        tuple(form["form"] for form in entry["forms"]),
+    )
+
+
+def _ranks(header: Mapping[str, Any]) -> tuple[int, ...]:
+    nested = [
+        set(form.get("ranks", ()))
+        for entry in header["slots"].values()
+        for form in entry["forms"]
+        if form["form"] == "low_rank"
+    ]
+    return tuple(sorted(set.intersection(*nested))) if nested else ()
+
+
+def _file_hash(header: Mapping[str, Any]) -> str:
+    counted = {k: header[k] for k in ("base", "alpha", "slots", "tensors_sha256")}
+    counted["codebooks"] = header.get("codebooks", [])
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def unbound(adapter: LoadedAdapter, base_id: str) -> str:
@@ -227,6 +248,21 @@ class Compiler(Protocol[Opened, Compiled_co]):
         """Read what a patch saved; raises EdgeLoraError if it is damaged."""
 
 
+@dataclass(slots=True)
+class _Kept(Generic[Made]):
+    """One patch of a pool.
+
+    Attributes:
+        patch: The patch.
+        nbytes: Its size when it came.
+        hashes: File hashes of the adapters in it.
+    """
+
+    patch: Made
+    nbytes: int
+    hashes: tuple[str, ...]
+
+
 class PatchPool(Generic[Opened, Made]):
     """Compiled patches, least recently used out first, under a byte budget.
 
@@ -248,15 +284,15 @@ class PatchPool(Generic[Opened, Made]):
         """
         self._image, self._image_key, self._budget = image, image_key, budget_bytes
         self._opened = opened
-        self._patches: dict[str, Made] = {}  # in order of last use
-        self._hashes: dict[str, frozenset[str]] = {}  # key -> file hashes of its adapters
+        self._kept: dict[str, _Kept[Made]] = {}  # in order of last use
         self._passing: set[str] = set()  # scaled and composed: kept only while they are in use
+        self._nbytes = 0
         self._pinned = ""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all patches held."""
-        return sum(patch.nbytes for patch in self._patches.values())
+        return self._nbytes
 
     def key(self, parts: Parts) -> str:
         """Return the cache key of a weighted sum of adapters on this image."""
@@ -265,13 +301,17 @@ class PatchPool(Generic[Opened, Made]):
     def get(self, parts: Parts) -> Made:
         """Return the patch for a weighted sum of adapters, from memory, disk or the compiler."""
         key = self.key(parts)
-        patch = self._patches.pop(key, None) or self._from_disk(key) or self._compile(key, parts)
-        self._patches[key] = patch
-        self._hashes[key] = frozenset(adapter.file_hash for adapter, _ in parts)
-        if [weight for _, weight in parts] != [1.0]:
-            self._passing.add(key)
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            patch = self._from_disk(key) or self._compile(key, parts)
+            hashes = tuple(adapter.file_hash for adapter, _ in parts)
+            kept = _Kept(patch, patch.nbytes, hashes)
+            self._nbytes += kept.nbytes
+            if [weight for _, weight in parts] != [1.0]:
+                self._passing.add(key)
+        self._kept[key] = kept
         self._shrink()
-        return patch
+        return kept.patch
 
     def pin(self, parts: Parts) -> None:
         """Keep the patch of ``parts`` (none: of nothing), instead of the one pinned before."""
@@ -280,13 +320,12 @@ class PatchPool(Generic[Opened, Made]):
 
     def drop(self, adapter: LoadedAdapter) -> None:
         """Forget every patch with ``adapter`` in it, at any rank; the pinned one and files stay."""
-        for key in [k for k, hashes in self._hashes.items() if adapter.file_hash in hashes]:
+        for key in [k for k, kept in self._kept.items() if adapter.file_hash in kept.hashes]:
             if key != self._pinned:
                 self._forget(key)
 
     def _forget(self, key: str) -> None:
-        self._patches.pop(key, None)
-        self._hashes.pop(key, None)
+        self._nbytes -= self._kept.pop(key).nbytes
         self._passing.discard(key)
 
     def _from_disk(self, key: str) -> Made | None:
@@ -312,10 +351,13 @@ class PatchPool(Generic[Opened, Made]):
         return patch
 
     def _shrink(self) -> None:
-        if not self._patches:
+        """Drop what is over the budget; costs nothing where all fits, however many there are."""
+        stay = {next(reversed(self._kept), ""), self._pinned}
+        for key in self._passing - stay:
+            self._forget(key)
+        if self._budget is None or self._nbytes <= self._budget:
             return
-        newest = next(reversed(self._patches))
-        for key in [k for k in self._patches if k not in (newest, self._pinned)]:
-            over = self._budget is not None and self.nbytes > self._budget
-            if over or key in self._passing:
-                self._forget(key)
+        for key in [key for key in self._kept if key not in stay]:
+            if self._nbytes <= self._budget:
+                return
+            self._forget(key)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_lora.runtime.adapters import read_file
 from edge_lora.runtime.session import Session
 
 HEADER_BYTES = 4000  # of a loaded adapter beside its patch: measured over 1,000 in CPython 3.11
@@ -73,8 +75,8 @@ class Residents:
         return name
 
     def step_of(self, path: Path) -> float | None:
-        """Return the seconds between rows that a loaded adapter was trained on, if it says so."""
-        provenance: Any = self._session.header(self._loaded[path]).header.get("provenance")
+        """Return the seconds between rows that an adapter was trained on, if it says so."""
+        provenance: Any = json.loads(read_file(path).header).get("provenance")
         training = provenance.get("training") if isinstance(provenance, dict) else None
         step = training.get("step") if isinstance(training, dict) else None
         return float(step) if isinstance(step, int | float) and step > 0 else None

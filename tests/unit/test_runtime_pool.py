@@ -1,6 +1,5 @@
 """Compiled patches under a byte budget: eviction, the way back from disk, damage."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from edge_lora import Adapter, BaseIdentity, Delta, Sparse
 from edge_lora.errors import AdapterFileError
-from edge_lora.runtime.adapters import LoadedAdapter, PatchPool, read_file
+from edge_lora.runtime.adapters import LoadedAdapter, PatchPool
+from edge_lora.runtime.adapters import load as load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from native_images import Packed, image_of
@@ -26,7 +26,7 @@ def load(folder, name, count, seed=0):
     delta = Delta(SHAPE, "F32", (Sparse(index, rng.standard_normal(count).astype(np.float32)),))
     path = folder / f"{name}.safetensors"
     Adapter(name, "test", BaseIdentity("0"), {"w": delta}).save(path)
-    return LoadedAdapter(name, path, json.loads(read_file(path).header))
+    return load_file(path, name)
 
 
 class CountingImage:
