@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "export": "edge_lora.cli.export",
     "run": "edge_lora.cli.run",
     "bench": "edge_lora.cli.bench",
+    "plot": "edge_lora.cli.plot",
     "demo": "edge_lora.cli.demo",
     "methods": "edge_lora.cli.methods",
 }
@@ -30,6 +31,7 @@ COMMANDS: dict[str, str] = {
 EXTRAS: dict[str, str] = {
     "train": "train",
     "methods": "train",
+    "plot": "train",
     "export": "train,export",
     "demo": "demo",
 }

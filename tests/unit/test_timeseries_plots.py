@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -238,3 +239,50 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_work(data, tmp_path
     )  # fmt: skip
     assert result.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_adapter_is_drawn_as_when_it_was_trained(data, tmp_path):
+    common = ["--data", str(data), "--columns", "temp", "--json"]
+    stored, page = tmp_path / "x.safetensors", tmp_path / "x.html"
+    result = CliRunner().invoke(
+        main,
+        ["train", "--task", "forecast", "--epochs", "1", "--horizon", "4", "--window", "24",
+         "-o", str(stored), *common],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    trained_mse = json.loads(result.stdout)["test"][0]["mse"]
+    result = CliRunner().invoke(main, ["plot", str(stored), "-o", str(page), *common])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["test"]["adapter (x)"]["mse"] == pytest.approx(trained_mse, rel=1e-6)
+    assert facts["plots"] == [str(page)]
+    assert f"Test MSE {trained_mse:.4f}" in page.read_text()
+    base = ["--base", "gpt2-random:1x16"]
+    result = CliRunner().invoke(main, ["plot", str(stored), "-o", str(page), *common, *base])
+    assert result.exit_code == 1
+    assert "adapter 'x'" in result.output
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{}, {"task": "text"}, {"task": "forecast", "window": 8}, "x",
+     {"task": "forecast", "window": True, "horizon": 4, "base": "linear"},
+     {"task": "forecast", "window": 8, "horizon": 4, "base": 3}],
+)  # fmt: skip
+def test_an_adapter_that_says_no_forecast_is_refused(data, fitted, tmp_path, about):
+    adapter = replace(fitted[3][0].adapter, provenance={"training": about})
+    path = adapter.save(tmp_path / "x.safetensors")
+    arguments = ["plot", str(path), "--data", str(data), "-o", str(tmp_path / "x.html")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "does not say that it forecasts" in result.output
+
+
+def test_an_adapter_that_claims_a_huge_window_is_refused(data, fitted, tmp_path):
+    about = {"task": "forecast", "window": 10**12, "horizon": 4, "base": "linear"}
+    adapter = replace(fitted[3][0].adapter, provenance={"training": about})
+    path = adapter.save(tmp_path / "x.safetensors")
+    arguments = ["plot", str(path), "--data", str(data), "-o", str(tmp_path / "x.html")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "fewer than one window" in result.output
