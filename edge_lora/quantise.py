@@ -6,6 +6,9 @@ Every value field of every form is coded, with these exceptions, which stay as t
   or an offset of a whole output;
 * a field that would not become smaller, or that has as few bits already.
 
+Both factors of a LowRank are coded together (``edge_lora.factor_codes``), unless it was trained to
+work at smaller ranks too: each of its rows must stay what it is.
+
 Indices are exact in any case. What it costs: ``edge_lora.slot_errors``.
 """
 
@@ -17,7 +20,8 @@ from typing import Any
 from edge_lora import codebook
 from edge_lora.adapter import Adapter
 from edge_lora.codebook import Book, Coded, Group
-from edge_lora.forms import Form, RowScale, Values, to_array, values_of
+from edge_lora.factor_codes import encode_pair
+from edge_lora.forms import Form, LowRank, RowScale, Values, to_array, values_of
 
 EXACT_FIELDS = ("down_bias", "up_bias")
 
@@ -47,7 +51,7 @@ def quantise(
             for name, values in values_of(form).items()
             if name not in EXACT_FIELDS
         }
-        return replace(form, **fields)
+        return _together(form, replace(form, **fields), bits, group, book)
 
     deltas = {
         slot: replace(delta, forms=tuple(map(coded, delta.forms)))
@@ -62,3 +66,13 @@ def _smaller(values: Values, bits: int, group: Group, book: Book) -> Values:
         return values
     found = codebook.encode(to_array(values), bits, group, book)
     return found if found.nbytes < values.nbytes else values
+
+
+def _together(form: Form, coded: Form, bits: int, group: Group, book: Book) -> Form:
+    """Return ``coded``, its factors coded with regard to each other where that may be done."""
+    if not isinstance(form, LowRank) or not isinstance(coded, LowRank) or form.ranks:
+        return coded
+    if coded.a is form.a or coded.bt is form.bt:  # one of them stays as it is
+        return coded
+    a, bt = encode_pair(to_array(form.a), to_array(form.bt), bits, group, book)
+    return replace(coded, a=a, bt=bt)
