@@ -26,22 +26,31 @@ def self_test(engine: Engine, weights: Pokable, manifest: Manifest, feeds: Array
 
     Three weights are tried (first, middle, last of those that every input passes through), so a
     route that reaches only some kinds of layer is found out; and of biases and norms, which an
-    engine may have folded into something else, one for each set of operators that read them.
+    engine may have folded into something else, one for each set of operators that read them. A
+    weight behind one that is zero is not seen alone: it is tried again with the others changed.
     """
     base = before = engine.run(feeds)
     if not finite(base):
         raise UnsupportedError("the base's own output is not finite on the canary input")
     poked: dict[tuple[str, int], float] = {}
     try:
-        for name in _probed_slots(manifest):
-            for index, value in _probed_values(math.prod(manifest.slots[name].shape)).items():
-                poked[name, index] = weights.poke(name, index, value)
-                after = engine.run(feeds)
-                if not same(before, after):
-                    break
-            else:
-                raise UnsupportedError(f"changing weights of {name} does not change the output")
-            before = after
+        pending, factor = _probed_slots(manifest), 1.0
+        while pending:
+            unseen = []
+            for name in pending:
+                for index, value in _probed_values(math.prod(manifest.slots[name].shape)).items():
+                    old = weights.poke(name, index, factor * value)
+                    poked.setdefault((name, index), old)
+                    after = engine.run(feeds)
+                    if not same(before, after):
+                        break
+                else:
+                    unseen.append(name)
+                before = after
+            if len(unseen) == len(pending):
+                names = ", ".join(unseen)
+                raise UnsupportedError(f"changing weights of {names} does not change the output")
+            pending, factor = unseen, factor + 1
     finally:
         for (name, index), old in poked.items():
             weights.poke(name, index, old)

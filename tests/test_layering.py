@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "methods": {"nouns", "methods"},
     "training": {"nouns", "methods", "training"},
     "bases": {"nouns"},
-    "timeseries": {"nouns", "methods", "training", "timeseries"},
+    "timeseries": {"nouns", "methods", "training", "bases", "timeseries"},
     "export": {"nouns", "methods", "export"},
     "runtime": {"nouns", "native", "runtime"},
     "demo": {"nouns", "demo", "bases", "methods", "training", "export", "runtime"},

@@ -332,6 +332,8 @@ def _print(facts: dict[str, Any], done: Conversion) -> None:
             for row in facts["equivalence"]
         ]
         columns = ["target", "largest difference", "effect of the adapter", "greedy texts"]
+        if not any(row[-1] for row in rows):  # a base that takes no text
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
         print_table(columns, rows, "outputs, original against converted")
 
 

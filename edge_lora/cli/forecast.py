@@ -16,8 +16,9 @@ from edge_lora.cli.output import (
     print_json,
     print_table,
     report,
-    require_file_place,
 )
+from edge_lora.cli.plot import draw, errors_option, plot_option, require_plots
+from edge_lora.cli.scenarios import condition_option, require_out, train_set
 from edge_lora.cli.tasks import task_option
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ _base_option = click.option(
     "--base",
     default="linear",
     show_default=True,
-    help="linear, gpt2-random, gpt2-random:LAYERSxWIDTH, or the folder of a GPT-2 checkpoint.",
+    help="linear, fracast, smollm2:LAYERS, gpt2-compact or gpt2-random, these two also with "
+    ":LAYERSxWIDTH, gpt2-compact:FOLDER or FOLDER of a GPT-2 checkpoint.",
+)
+_affine_option = click.option(
+    "--affine", is_flag=True, help="A gain and a shift in the normalisation, which adapters train."
 )
 _window_option = click.option(
     "--window", default=336, show_default=True, help="Rows that a forecast sees."
@@ -39,6 +44,7 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
 @click.command("train")
 @task_option("What to train.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file.")
+@click.option("--columns", help="Channels, separated by commas. Default: all but the time.")
 @click.option("--time", help="Name of the time column. Default: the first that reads as a date.")
 @click.option(
     "--fill",
@@ -55,6 +61,7 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
     help="ett: 12, 4 and 4 months; auto: that for files with its columns.",
 )
 @_base_option
+@_affine_option
 @_window_option
 @_horizon_option
 @click.option("--method", default="rslora", show_default=True, help="See: edge-lora methods")
@@ -63,27 +70,44 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
 @click.option(
     "--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate. Default: the base's."
 )
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Windows of a step. Default: the base's."
+)
 @click.option("--season", default=24, show_default=True, type=click.IntRange(1), help="In rows.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--device", help="cpu or cuda. Default: cuda where there is one.")
+@click.option(
+    "--compare",
+    help="Train and measure beside it, separated by commas: dlinear, rlinear, patchtst, fracast.",
+)
+@condition_option
+@plot_option
+@errors_option
 @click.option("--name", help="Name of the adapter. Default: that of the file.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 @json_option
 def train_command(
     data: Path,
+    columns: str | None,
     time: str | None,
     fill: int,
     split: Any,
     base: str,
+    affine: bool,
     window: int,
     horizon: int,
     method: str,
     settings: tuple[str, ...],
     epochs: int,
     lr: float | None,
-    batch_size: int,
+    batch_size: int | None,
     season: int,
     seed: int,
+    device: str | None,
+    compare: str | None,
+    condition: str | None,
+    plots: tuple[Path, ...],
+    errors: Path | None,
     name: str | None,
     out: Path,
     as_json: bool,
@@ -98,24 +122,37 @@ def train_command(
     edge-lora train --task forecast --data my.csv --horizon 96 -o x.safetensors --fill 3
     """
     config = parse_settings(settings)
-    require_file_place(out)
+    require_out(out, condition)
+    require_plots(plots, errors, condition)
     from edge_lora.timeseries.bases import make_base
-    from edge_lora.timeseries.compare import baselines, trained, verdict
+    from edge_lora.timeseries.compare import (
+        baselines,
+        check_comparisons,
+        comparisons,
+        trained,
+        verdict,
+    )
     from edge_lora.timeseries.series import read_series
-    from edge_lora.timeseries.training import DEFAULTS, Recipe
+    from edge_lora.timeseries.training import Recipe, pick_device, settings_for
     from edge_lora.timeseries.windows import cut
 
-    series = read_series(data, time, fill)
+    others = _names(compare)
+    check_comparisons(others)
+    series = read_series(data, time, fill, condition, _names(columns))
     parts = cut(series, window, horizon, split)
-    model = make_base(base, window, horizon)
+    model = make_base(base, window, horizon, affine)
     recipe = Recipe(
         method=method,
-        settings={**DEFAULTS.get(method, {}), **config},
+        settings={**settings_for(model, method), **config},
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
         seed=seed,
+        device=pick_device(device),
     )
+    if condition is not None:
+        train_set(model, base, series, parts, condition, season, recipe, out, as_json)
+        return
     report(f"training on {len(parts.train):,} windows of {len(series.columns)} channels")
     adapter, ours = trained(model, base, parts, recipe, name or out.stem)
     if series.filled:
@@ -123,15 +160,21 @@ def train_command(
     source = {"data": data.name, "columns": list(series.columns), "step": series.step}
     about = {**adapter.provenance["training"], **source}
     replace(adapter, provenance={**adapter.provenance, "training": about}).save(out)
+    ours = replace(ours, adapter_bytes=out.stat().st_size)
     report("measuring what it must beat")
-    results = [ours, *baselines(parts, season, recipe, with_no_base=base != "linear")]
+    results = [
+        ours,
+        *baselines(parts, season, recipe, with_no_base=base != "linear"),
+        *comparisons(others, parts, seed, recipe.device),
+    ]
+    draw(plots, errors, series, parts, model, results, season, data.name)
     facts = {
         "adapter": str(out),
         "base": base,
         "method": method,
         "values": ours.values,
         "file_bytes": out.stat().st_size,
-        "base_bytes": 4 * sum(p.numel() for p in model.parameters()),
+        "base_bytes": ours.base_bytes,
         "split": parts.split,
         "test_windows": ours.errors.windows,
         "filled": series.filled,
@@ -143,13 +186,16 @@ def train_command(
 @click.command("export")
 @task_option("What the base is for.")
 @_base_option
+@_affine_option
 @_window_option
 @_horizon_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
 @json_option
-def export_command(base: str, window: int, horizon: int, out: Path, as_json: bool) -> None:
+def export_command(
+    base: str, affine: bool, window: int, horizon: int, out: Path, as_json: bool
+) -> None:
     """Export a forecasting base to a bundle, for any number of series and channels.
 
     Its input x is (batch, window, channels), its output (batch, horizon, channels), in any unit:
@@ -163,13 +209,13 @@ def export_command(base: str, window: int, horizon: int, out: Path, as_json: boo
     from edge_lora.export import export_bundle
     from edge_lora.timeseries.bases import make_base
 
-    model = make_base(base, window, horizon)
+    model = make_base(base, window, horizon, affine)
     manifest = export_bundle(
         model,
         out,
         example_inputs={"x": torch.randn(3, window, 2, generator=torch.Generator().manual_seed(0))},
         dynamic_shapes={"x": {0: "batch", 2: "channels"}},
-        slot_names=model.slots,
+        slot_names=[*model.slots, *model.affine_slots],
         base_id=model.id,
     )
     facts = {
@@ -184,8 +230,16 @@ def export_command(base: str, window: int, horizon: int, out: Path, as_json: boo
 
 
 def _print(facts: dict[str, Any], results: list[Result], as_json: bool) -> None:
-    rows = [
-        {"forecast": r.name, "values": r.values, "mse": r.errors.mse, "mae": r.errors.mae}
+    rows: list[dict[str, Any]] = [
+        {
+            "forecast": r.name,
+            "values": r.values,
+            "base_bytes": r.base_bytes,
+            "adapter_bytes": r.adapter_bytes,
+            "windows": r.errors.windows,
+            "mse": r.errors.mse,
+            "mae": r.errors.mae,
+        }
         for r in results
     ]
     ours = results[0].errors
@@ -202,10 +256,26 @@ def _print(facts: dict[str, Any], results: list[Result], as_json: bool) -> None:
     shown["file_bytes"] = human_bytes(facts["file_bytes"])
     shown["base_bytes"] = human_bytes(facts["base_bytes"])
     print_facts({key.replace("_", " "): value for key, value in shown.items()})
-    table = [[r["forecast"], r["values"], f"{r['mse']:.4f}", f"{r['mae']:.4f}"] for r in rows]
-    print_table(["forecast", "values", "test MSE", "test MAE"], table, "errors on scaled data")
+    table = [
+        [
+            r["forecast"],
+            r["values"],
+            human_bytes(r["base_bytes"]),
+            human_bytes(r["adapter_bytes"]),
+            f"{r['mse']:.4f}",
+            f"{r['mae']:.4f}",
+        ]
+        for r in rows
+    ]
+    heads = ["forecast", "values", "base", "adapter", "test MSE", "test MAE"]
+    print_table(heads, table, "errors on scaled data; bytes of the base, and of what was fitted")
     stride = max(1, -(-len(steps) // STEPS_SHOWN))
     some = steps[stride - 1 :: stride]
     table = [[s["step"], f"{s['mse']:.4f}", f"{s['mae']:.4f}"] for s in some]
     print_table(["steps ahead", "test MSE", "test MAE"], table, "of the adapter, by step")
     click.echo(facts["verdict"])
+
+
+def _names(text: str | None) -> list[str]:
+    """Return the names of a list with commas; none of nothing."""
+    return [name.strip() for name in text.split(",")] if text else []

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from edge_lora import reference
 from edge_lora.adapter import Adapter
-from edge_lora.methods import find_weights
+from edge_lora.errors import UnknownNameError
 from edge_lora.methods.attached import Attached
+from edge_lora.methods.base_slots import find_others, find_weights
 from edge_lora.timeseries import baselines as rules
-from edge_lora.timeseries.bases import LinearForecaster
+from edge_lora.timeseries.bases import LinearForecaster, make_base
 from edge_lora.timeseries.forecaster import Forecaster
 from edge_lora.timeseries.metrics import Errors, Predict, measure
-from edge_lora.timeseries.training import DEFAULTS, Recipe, fit, predictor
+from edge_lora.timeseries.rivals import RIVALS, train_rival
+from edge_lora.timeseries.training import Recipe, fit, predictor, require_device
 from edge_lora.timeseries.windows import Parts, Windows
 from edge_lora.training import TrainReport
 
 NO_BASE = "no base: low-rank linear"
+FRACAST = "fracast"
+COMPARISONS = (*RIVALS, FRACAST)
+"""What can stand beside an adapter on request."""
+FEW_WINDOWS = 256  # of fracast on a CPU, where one takes a good part of a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,8 @@ class Result:
         errors: On the test windows.
         fit: Curves, if it was trained.
         adapter: What was trained, if that is an adapter.
+        base_bytes: Of the frozen weights in memory, fp32.
+        adapter_bytes: Of what was fitted: the adapter's file, or fp32 weights.
     """
 
     name: str
@@ -40,6 +51,8 @@ class Result:
     errors: Errors
     fit: TrainReport | None = None
     adapter: Adapter | None = None
+    base_bytes: int = 0
+    adapter_bytes: int = 0
 
 
 def trained(
@@ -61,7 +74,20 @@ def trained(
     attached.detach()
     title = f"adapter ({recipe.method} on {base_name})"
     errors = measure_adapter(base, adapter, parts.test)
-    return adapter, Result(title, values, errors, curves, adapter)
+    base.cpu()
+    sizes = bytes_of(base), file_bytes(adapter)
+    return adapter, Result(title, values, errors, curves, adapter, *sizes)
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Return the bytes of all weights of a model in fp32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def file_bytes(adapter: Adapter) -> int:
+    """Return the bytes of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return adapter.save(Path(folder) / "adapter.safetensors").stat().st_size
 
 
 def lowered(
@@ -81,8 +107,10 @@ def lowered(
         "horizon": base.horizon,
         "epochs": recipe.epochs,
         "lr": base.lr if recipe.lr is None else recipe.lr,
-        "batch_size": recipe.batch_size,
+        "batch_size": recipe.batch_size or base.batch_size,
         "seed": recipe.seed,
+        "device": recipe.device,
+        "affine": bool(base.affine_slots),
     }
     return replace(
         adapter,
@@ -94,12 +122,12 @@ def lowered(
 @contextmanager
 def wearing(base: Forecaster, adapter: Adapter) -> Iterator[Predict]:
     """Put the adapter into the weights of ``base`` in the block; they come back after it."""
-    weights = find_weights(base)
+    weights = {**find_weights(base), **find_others(base)}
     kept = {name: weights[name].tensor.clone() for name in adapter.deltas}
     try:
         for name, delta in adapter.deltas.items():
             terms = [(form, adapter.alpha) for form in delta.forms]
-            merged = reference.apply(kept[name].numpy(), terms)  # type: ignore[arg-type]
+            merged = reference.apply(kept[name].cpu().numpy(), terms)  # type: ignore[arg-type]
             weights[name].tensor.copy_(torch.from_numpy(merged))
         yield predictor(base)
     finally:
@@ -123,13 +151,47 @@ def baselines(parts: Parts, season: int, recipe: Recipe, with_no_base: bool) -> 
     found = [
         Result("last value", 0, measure(rules.last_value(horizon), parts.test)),
         Result(f"seasonal ({season})", 0, measure(rules.seasonal(horizon, season), parts.test)),
-        Result("full linear", values, measure(full, parts.test)),
+        Result("full linear", values, measure(full, parts.test), adapter_bytes=4 * values),
     ]
     if with_no_base:
-        plain = Recipe(settings=dict(DEFAULTS["rslora"]), epochs=recipe.epochs, seed=recipe.seed)
+        plain = Recipe(epochs=recipe.epochs, seed=recipe.seed)
         _, line = trained(LinearForecaster(window, horizon), "linear", parts, plain, "no-base")
         found.append(replace(line, name=NO_BASE))
     return found
+
+
+def check_comparisons(names: Sequence[str]) -> None:
+    """Raise UnknownNameError, with the known ones, for names that are no comparison."""
+    unknown = [name for name in names if name not in COMPARISONS]
+    if unknown:
+        raise UnknownNameError(
+            f"nothing to compare with: {', '.join(unknown)}. Known: {', '.join(COMPARISONS)}"
+        )
+
+
+def comparisons(names: Sequence[str], parts: Parts, seed: int, device: str) -> list[Result]:
+    """Train and measure what is named, among ``COMPARISONS``."""
+    check_comparisons(names)
+    return [
+        _fracast(parts, device) if name == FRACAST else _rival(name, parts, seed, device)
+        for name in names
+    ]
+
+
+def _rival(name: str, parts: Parts, seed: int, device: str) -> Result:
+    model, curves = train_rival(name, parts, seed, device)
+    errors = measure(predictor(model), parts.test)
+    size = bytes_of(model)
+    return Result(name, size // 4, errors, curves, adapter_bytes=size)
+
+
+def _fracast(parts: Parts, device: str) -> Result:
+    """Measure fracast as it is; on a CPU on some windows only, and the name says so."""
+    base = make_base("fracast", parts.test.window, parts.test.horizon)
+    base.to(require_device(device))
+    errors = measure(predictor(base), parts.test, FEW_WINDOWS if device == "cpu" else None)
+    part = "" if errors.windows == len(parts.test) else f", {errors.windows} of the windows"
+    return Result(f"fracast, untrained{part}", 0, errors, base_bytes=bytes_of(base))
 
 
 def verdict(results: Sequence[Result]) -> str:

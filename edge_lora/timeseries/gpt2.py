@@ -70,6 +70,18 @@ def checkpoint_blocks(folder: Path) -> GPT2Model:
     return model.eval()
 
 
+def keep_positions(model: GPT2Model, count: int) -> None:
+    """Cut the position table to its first ``count`` rows.
+
+    Raises:
+        UnsupportedError: If it has fewer.
+    """
+    table = model.wpe.weight.detach()
+    if not 1 <= count <= len(table):
+        raise UnsupportedError(f"the window makes {count} patches; 1 to {len(table)} fit")
+    model.wpe = nn.Embedding(count, table.shape[1], _weight=table[:count].clone())
+
+
 def _config(config: Any) -> Any:  # noqa: ANN401
     """Switch off what a frozen encoder has no use for."""
     config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0.0

@@ -40,12 +40,21 @@ class Errors:
         return float(self.mae_by_step.mean())
 
 
-def measure(predict: Predict, windows: Windows) -> Errors:
-    """Forecast every window (no last batch is dropped) and return the errors."""
+def measure(predict: Predict, windows: Windows, most: int | None = None) -> Errors:
+    """Forecast windows (no last batch is dropped) and return the errors.
+
+    Args:
+        predict: The forecast.
+        windows: All of them, unless there are more than ``most``.
+        most: Then so many, evenly spread: for forecasts that take long.
+    """
+    count = len(windows) if most is None else min(most, len(windows))
+    which = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
     squared = np.zeros(windows.horizon)
     absolute = np.zeros(windows.horizon)
-    for x, y in windows.batches(BATCH):
+    for first in range(0, count, BATCH):
+        x, y = windows.take(which[first : first + BATCH])
         error = (predict(x) - y).astype(np.float64)
         squared += np.square(error).sum(0)
         absolute += np.abs(error).sum(0)
-    return Errors(squared / len(windows), absolute / len(windows), len(windows))
+    return Errors(squared / count, absolute / count, count)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_lora.errors import UnsupportedError
-from edge_lora.timeseries.forecaster import Forecaster, normalised
+from edge_lora.timeseries.forecaster import Forecaster
 from edge_lora.timeseries.gpt2 import fill_uniform
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ class OneForAll(Forecaster):
 
     slots = ("gpt2.wpe", "out_layer")
 
-    def __init__(self, gpt2: GPT2Model, window: int, horizon: int, name: str) -> None:
-        super().__init__(name, window, horizon)
+    def __init__(
+        self, gpt2: GPT2Model, window: int, horizon: int, name: str, affine: bool = False
+    ) -> None:
+        super().__init__(name, window, horizon, affine)
         width, positions = gpt2.config.n_embd, gpt2.config.n_positions
         self.patches = (window + STRIDE - PATCH) // STRIDE + 1
         if window < PATCH - STRIDE or self.patches > positions:
@@ -52,15 +54,13 @@ class OneForAll(Forecaster):
 
     def forward(self, x: Tensor) -> Tensor:
         """Forecast (batch, window, channels) as (batch, horizon, channels)."""
-        x, mean, spread = normalised(x)
         batch, channels = x.shape[0], x.shape[2]
-        series = x.transpose(1, 2).flatten(0, 1)
+        series, mean, spread = self.norm(x.transpose(1, 2).flatten(0, 1))
         series = nn.functional.pad(series[:, None], (0, STRIDE), "replicate")[:, 0]
         tokens = self.in_layer(series.unfold(1, PATCH, STRIDE))
         # One row of positions for each series: were they constant, an engine would look them up
         # once, when it loads the graph, and adapters of the table would change nothing.
         positions = torch.arange(self.patches, device=x.device).expand(tokens.shape[0], -1)
         hidden = self.gpt2(inputs_embeds=tokens, position_ids=positions).last_hidden_state
-        y = self.out_layer(hidden.flatten(1)).view(batch, channels, self.horizon)
-        forecast: Tensor = y.transpose(1, 2) * spread + mean
-        return forecast
+        y = self.norm.back(self.out_layer(hidden.flatten(1)), mean, spread)
+        return y.view(batch, channels, self.horizon).transpose(1, 2)

@@ -50,7 +50,11 @@ class Series:
 
 
 def read_series(
-    path: str | Path, time: str | None = None, fill: int = 0, label: str | None = None
+    path: str | Path,
+    time: str | None = None,
+    fill: int = 0,
+    label: str | None = None,
+    columns: Sequence[str] = (),
 ) -> Series:
     """Read a CSV file with a head line, a time column and number columns.
 
@@ -61,6 +65,7 @@ def read_series(
         fill: Longest gap, in rows, to fill by straight lines: missing values and missing rows.
         label: Name of a column of texts that is no channel; a missing row has the text of the one
             before it. Passed over if there is no such column.
+        columns: Names of the channels; the others are not read. Default: all.
 
     Raises:
         SeriesError: Anything that keeps the file from being a regular series; lists all with lines.
@@ -78,16 +83,28 @@ def read_series(
     at = _time_column(path, head, body[0], time)
     problems: list[str] = []
     skipped = {at} if label not in head else {at, head.index(label)}
+    skipped |= _others(path, head, at, columns)
     found, times, values = _parse(head, body, at, skipped, problems)
     _refuse(path, problems)
     step = float(np.median(np.diff(times)))
     values, lines = _regular(found, times, values, step, fill, problems)
     _refuse(path, problems)
-    columns = tuple(name for i, name in enumerate(head) if i not in skipped)
-    filled = _fill_values(values, columns, lines, fill, problems)
+    channels = tuple(name for i, name in enumerate(head) if i not in skipped)
+    filled = _fill_values(values, channels, lines, fill, problems)
     labels = () if label not in head else _labels(body, head.index(label), lines, problems)
     _refuse(path, problems)
-    return Series(values.astype(np.float32), columns, step, filled, float(times[0]), labels)
+    return Series(values.astype(np.float32), channels, step, filled, float(times[0]), labels)
+
+
+def _others(path: Path, head: Sequence[str], at: int, columns: Sequence[str]) -> set[int]:
+    """Return the columns that were not asked for; none if nothing was."""
+    known = [name for i, name in enumerate(head) if i != at]
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise SeriesError(
+            f"'{path}' has no column {', '.join(map(repr, unknown))}. It has: {', '.join(known)}"
+        )
+    return {i for i, name in enumerate(head) if columns and name not in columns}
 
 
 def _labels(
