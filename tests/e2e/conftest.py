@@ -47,6 +47,27 @@ def bundle(torch_model, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def program_bundle(torch_model, tmp_path_factory):
+    """Return the tiny language model as an ExecuTorch program over the same slots."""
+    pytest.importorskip("edge_lora_executorch")
+    from edge_lora.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny-program"
+    export_bundle(
+        torch_model, folder, task="causal-lm", slots="inputs", engines=("executorch",),
+        progress=False,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_for(request):
+    """Return a function that gives the tiny language model's bundle for an engine."""
+    names = {"onnxruntime": "bundle", "executorch": "program_bundle"}
+    return lambda engine: request.getfixturevalue(names[engine])
+
+
 def form_of(kind, shape, rng):
     out_features, in_features = matrix_shape(shape)
     size = out_features * in_features

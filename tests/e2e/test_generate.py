@@ -11,9 +11,9 @@ from edge_lora.runtime.sampling import nucleus
 PROMPTS = [[5, 9, 3, 7], [11, 2, 4], [8]]
 
 
-@pytest.fixture(scope="module")
-def session(bundle, make_adapter):
-    with open_bundle(bundle, threads=2) as opened:
+@pytest.fixture(scope="module", params=["onnxruntime", "executorch"])
+def session(request, bundle_for, make_adapter):
+    with open_bundle(bundle_for(request.param), threads=2) as opened:
         opened.load_adapter(make_adapter("sparse", 7), "skill")
         yield opened
 

@@ -1,16 +1,19 @@
 """The promises of a switch, on a real engine."""
 
-import shutil
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
-from edge_lora import Adapter, reference
+from edge_lora import Adapter
 from edge_lora.errors import AdapterMismatchError, NoEffectError, UnknownNameError, UnsupportedError
-from edge_lora.forms import matrix_shape
 from edge_lora.runtime import open_bundle
+from edge_lora.runtime.canary import canary_feeds
+
+sys.path.insert(0, str(Path(__file__).parent))
+from oracles import merged_run
 
 KINDS = [
     "sparse", "line", "low_rank", "dense", "rows", "columns", "set", "mixed",
@@ -18,36 +21,24 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=["packed", "unpacked", "reload"])
-def session(request, bundle):
-    with open_bundle(bundle, threads=2, route=request.param) as opened:
-        assert opened.route == request.param
+ENGINES = ["onnxruntime", "executorch"]
+ROUTES = [
+    ("onnxruntime", "packed"), ("onnxruntime", "unpacked"), ("onnxruntime", "reload"),
+    ("executorch", "packed"), ("executorch", "reload"),
+]  # fmt: skip
+
+
+@pytest.fixture(params=ROUTES, ids="-".join)
+def session(request, bundle_for):
+    engine, route = request.param
+    with open_bundle(bundle_for(engine), threads=2, route=route) as opened:
+        assert (opened.engine, opened.route) == (engine, route)
         yield opened
 
 
-def merged_run(session, parts, feeds, folder):
-    """Run an ordinary ONNX Runtime session over a copy whose weights NumPy merged on disk."""
-    manifest, terms = session.manifest, {}
-    for path, weight in parts:
-        adapter = Adapter.load(path)
-        for slot, delta in adapter.deltas.items():
-            terms.setdefault(slot, []).extend((f, weight * adapter.alpha) for f in delta.forms)
-    shutil.copytree(session.folder, folder)
-    for slot, these in terms.items():
-        place, shape = manifest.stored[slot], manifest.slots[slot].shape
-        out_features, in_features = matrix_shape(shape)
-        stored = (in_features, out_features) if place.layout == "io" else shape
-        raw = np.memmap(folder / place.file, np.float32, "r+", place.offset, stored)
-        base = np.ascontiguousarray(raw.T if place.layout == "io" else raw)
-        merged = reference.apply(base, these)
-        raw[:] = merged.T if place.layout == "io" else merged
-        raw.flush()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    model = str(folder / "onnx" / "model.onnx")
-    plain = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in plain.get_outputs()]
-    return dict(zip(names, plain.run(names, feeds), strict=True))
+@pytest.fixture
+def feeds(session):
+    return canary_feeds(session.manifest)
 
 
 def assert_equal_bits(found, expected):
@@ -225,8 +216,11 @@ def test_state_id_names_the_content(session, make_adapter):
     assert session.state_id == base
 
 
-def test_two_sessions_of_one_bundle_do_not_touch_each_other(bundle, make_adapter, feeds):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_sessions_of_one_bundle_do_not_touch_each_other(engine, bundle_for, make_adapter):
+    bundle = bundle_for(engine)
     with open_bundle(bundle, threads=2, route="packed") as first:
+        feeds = canary_feeds(first.manifest)
         base = first.run(feeds)
         with open_bundle(bundle, threads=2, route="packed") as second:
             for session, kind in ((first, "sparse"), (second, "low_rank")):
@@ -265,7 +259,8 @@ def test_deleting_an_adapter_frees_all_its_patches(session, make_adapter):
     assert session.patch_bytes == 0
 
 
-def test_a_damaged_layout_cache_is_made_again(bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_damaged_layout_cache_is_made_again(engine, bundle_for, tmp_path, monkeypatch):
     from edge_lora.runtime.engines.packed_blocks import packed_layout
 
     monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path))
@@ -273,5 +268,5 @@ def test_a_damaged_layout_cache_is_made_again(bundle, tmp_path, monkeypatch):
         for path in (tmp_path / "layouts").glob("*"):
             path.write_bytes(content or b"")
         packed_layout.cache_clear()
-        open_bundle(bundle, threads=1, route="packed").close()
+        open_bundle(bundle_for(engine), threads=1, route="packed").close()
     assert all(path.stat().st_size > 100 for path in (tmp_path / "layouts").iterdir())
