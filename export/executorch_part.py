@@ -13,8 +13,9 @@ from edge_lora.bundle_program import Program
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.causal_lm_static import plan_static_causal_lm
 from edge_lora.export.executorch_lowering import Lowered, lower
-from edge_lora.export.executorch_slots import Reader, places, readers_of, refusal
+from edge_lora.export.executorch_slots import Reader, Values, places, readers_of, refusal
 from edge_lora.export.executorch_verify import verify_program
+from edge_lora.export.int8_linear import in_8_bits, linears_to_quantise, quantised
 from edge_lora.export.plan import Plan, plan_generic
 from edge_lora.export.request import Exported, Request, require_causal_lm
 from edge_lora.export.stages import Stages
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM_FILE = "executorch/model.pte"
 PACKAGES = ("executorch",)
+Linears = Mapping[str, torch.nn.Linear]
 
 
 def export(request: Request, folder: Path, stages: Stages) -> Exported:
@@ -33,8 +35,10 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
             program differs from torch.
     """
     _check(request)
+    is_8_bit = request.program_weights == "int8-dynamic"
+    linears = linears_to_quantise(request.model) if is_8_bit else {}
     with stages("lower to ExecuTorch"):
-        plan, lowered, cache_length = _plan_and_lower(request)
+        plan, lowered, cache_length = _plan_and_lower(request, linears)
     with stages("find weights in the program"):
         readers = _readers(request, plan, lowered)
         names = _choose(request, readers)
@@ -42,7 +46,7 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
         slots = places(
             lowered.pte,
             {name: request.table[name] for name in names},
-            {name: request.weights[name].tensor for name in names},
+            {name: _values(request, linears, name) for name in names},
             readers,
             lowered.traced.state_dict,
             {in_place[name] for name in lowered.read_in_place if name in in_place},
@@ -84,21 +88,32 @@ def _check(request: Request) -> None:
         raise UnsupportedError(list_all("export to ExecuTorch cannot do what is asked", problems))
 
 
-def _plan_and_lower(request: Request) -> tuple[Plan, Lowered, int]:
+def _plan_and_lower(request: Request, linears: Linears) -> tuple[Plan, Lowered, int]:
     """Return the plan, what it became, and the length of the cache inside."""
     if request.task == "causal-lm":
         require_causal_lm(request)
         plan, length = plan_static_causal_lm(request.model, request.cache_length)
-        return plan, lower(plan, {"seq": length}), length
+        return plan, _lower(plan, linears, {"seq": length}), length
     model, example, shapes = request.model, request.example_inputs or {}, request.dynamic_shapes
     plan = plan_generic(model, example, shapes)
     try:
-        return plan, lower(plan, {}), 0
+        return plan, _lower(plan, linears, {}), 0
     except UnsupportedError:
         if shapes is not None or not any(plan.dynamic_shapes.values()):
             raise
     fixed = plan_generic(model, example, dynamic_shapes={})  # every size
-    return fixed, lower(fixed, {}), 0
+    return fixed, _lower(fixed, linears, {}), 0
+
+
+def _lower(plan: Plan, linears: Linears, largest: Mapping[str, int]) -> Lowered:
+    with in_8_bits(linears):
+        return lower(plan, largest)
+
+
+def _values(request: Request, linears: Linears, name: str) -> Values:
+    """Return what the program holds of a slot."""
+    weight = request.weights[name].tensor
+    return Values(*quantised(weight)) if name.removesuffix(".weight") in linears else Values(weight)
 
 
 def _slot_of_parameter(request: Request, plan: Plan) -> dict[str, str]:

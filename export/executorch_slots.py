@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,11 @@ from torch.export import ExportedProgram
 
 from edge_lora.bundle_program import ProgramSlot
 from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.export.int8_linear import CODES
 from edge_lora.slots import Slot
 
 _LINEAR, _EMBEDDING = "aten.linear.default", "aten.embedding.default"
+_DEQUANTISE = "quantized_decomposed.dequantize_per_channel.default"
 _ALIGNMENT = 16  # of weights in the file
 _MOST_HITS = 10_000  # a weight that starts like so many other places cannot be told apart
 
@@ -40,23 +42,52 @@ class Reader:
     bias: str | None
 
 
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What the program holds of one slot.
+
+    Attributes:
+        raw: The weight, or codes of 8 bits, in the slot's shape.
+        scales: Of codes: (out,).
+    """
+
+    raw: torch.Tensor
+    scales: torch.Tensor | None = None
+
+
 def readers_of(traced: ExportedProgram) -> dict[str, list[Reader]]:
-    """Return what reads each parameter, by the parameter's name in ``traced``."""
+    """Return what reads each parameter, by the parameter's name in ``traced``.
+
+    Codes of 8 bits go by the name of the weight that they stand for.
+    """
     signature = traced.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     found: dict[str, list[Reader]] = defaultdict(list)
     for node in traced.graph.find_nodes(op="placeholder"):
         if node.name not in names:
             continue
-        for user in node.users:
+        for value, user in _users(node):
             is_linear = str(user.target) == _LINEAR
-            is_weight = (
-                user.args[1] is node if is_linear else bool(user.args) and user.args[0] is node
-            )
+            position = 1 if is_linear else 0
+            is_weight = len(user.args) > position and user.args[position] is value
             bias = user.args[2] if is_linear and len(user.args) > 2 else None
             name = names[bias.name] if isinstance(bias, torch.fx.Node) else None
-            found[names[node.name]].append(Reader(str(user.target), is_weight, name))
+            found[_weight_of(names[node.name])].append(Reader(str(user.target), is_weight, name))
     return dict(found)
+
+
+def _users(node: torch.fx.Node) -> Iterator[tuple[torch.fx.Node, torch.fx.Node]]:
+    """Yield what computes with a parameter, dequantised or not, and the value that it reads."""
+    for user in node.users:
+        if str(user.target) == _DEQUANTISE and user.args[0] is node:
+            yield from ((user, reader) for reader in user.users)
+        else:
+            yield node, user
+
+
+def _weight_of(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.weight".removeprefix(".") if leaf == CODES else name
 
 
 def refusal(slot: Slot, readers: Sequence[Reader], twins: Sequence[str]) -> str | None:
@@ -84,17 +115,17 @@ def _told(slot: Slot) -> str:
 def places(
     pte: bytes,
     slots: Mapping[str, Slot],
-    values: Mapping[str, torch.Tensor],
+    values: Mapping[str, Values],
     readers: Mapping[str, Sequence[Reader]],
     biases: Mapping[str, torch.Tensor],
     read_in_place: Iterable[str],
 ) -> dict[str, ProgramSlot]:
-    """Return where the program keeps each slot's weight, fp32.
+    """Return where the program keeps each slot's weight.
 
     Args:
         pte: The program's file.
         slots: By name.
-        values: Slot -> weight.
+        values: Slot -> weight, or codes and scales.
         readers: Slot -> what reads it.
         biases: Name in ``readers`` -> bias.
         read_in_place: The slots that kernels outside XNNPACK read.
@@ -102,11 +133,12 @@ def places(
     Raises:
         UnsupportedError: If a weight is not found exactly as often as it must lie there.
     """
-    arrays = {name: np.ascontiguousarray(values[name].detach().numpy()) for name in slots}
-    offsets = find_all(pte, arrays)
+    arrays = {name: _array(values[name].raw) for name in slots}
+    scales = {name: _array(v.scales) for name, v in values.items() if v.scales is not None}
+    offsets, of_scales = find_all(pte, arrays), find_all(pte, scales)
     found, problems = {}, []
     kernels = set(read_in_place)
-    for name, slot in slots.items():
+    for name in slots:
         linear = [r for r in readers[name] if r.operator == _LINEAR]
         # What reads a weight of linear layers only, in place, is a linear layer.
         is_packed = bool(linear) and (name not in kernels or len(linear) < len(readers[name]))
@@ -114,15 +146,20 @@ def places(
         if len(offsets[name]) != expected:
             problems.append(f"{name}: found {len(offsets[name])} times, expected {expected}")
             continue
-        if is_packed and slot.sha256.encode() not in pte:
+        if name in scales and len(of_scales[name]) != 1:
+            problems.append(f"{name}: scales found {len(of_scales[name])} times, expected 1")
+            continue
+        content = _sha256(arrays[name])
+        if is_packed and content.encode() not in pte:
             problems.append(f"{name}: XNNPACK does not name it by its content")
             continue
         bias = next((r.bias for r in linear if r.bias), None)
-        key = slot.sha256 + (_sha256(biases[bias]) if bias else "") if is_packed else ""
-        # Weights of kernels lie in the first segment, those of XNNPACK in later ones.
+        key = content + (_sha256(_array(biases[bias])) if bias else "") if is_packed else ""
         found[name] = ProgramSlot(
-            offsets[name][0],
-            key,
+            offset=offsets[name][0],  # kernels' own come first in the file
+            key=key,
+            dtype="I8" if name in scales else "F32",
+            scales_offset=of_scales[name][0] if name in scales else None,
             is_read_in_place=name in kernels,
             packed_offset=offsets[name][1] if expected == 2 else None,
         )
@@ -131,8 +168,13 @@ def places(
     return found
 
 
-def _sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+def _array(tensor: torch.Tensor) -> NDArray[np.generic]:
+    array: NDArray[np.generic] = tensor.detach().contiguous().numpy()
+    return array
+
+
+def _sha256(array: NDArray[np.generic]) -> str:
+    return hashlib.sha256(array.data).hexdigest()
 
 
 def find_all(pte: bytes, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, list[int]]:
@@ -140,6 +182,8 @@ def find_all(pte: bytes, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str,
 
     One pass over the file looks for the first telling word of every array.
     """
+    if not arrays:
+        return {}
     raws = {name: array.view(np.uint8).reshape(-1) for name, array in arrays.items()}
     probes = {name: _telling_word(raw) for name, raw in raws.items()}
     words = np.frombuffer(pte, np.uint64, len(pte) // 8)[::2]

@@ -57,11 +57,11 @@ def tied(tmp_path_factory):
     return model, out, read_manifest(out)
 
 
-def patched(out, program, slot, values):
+def patched(out, program, values, *starts):
     pte = bytearray((out / program.file).read_bytes())
-    start = program.slots[slot].offset
-    raw = values.numpy().astype(np.float32).tobytes()
-    pte[start : start + len(raw)] = raw
+    raw = values.numpy().tobytes()
+    for start in starts:
+        pte[start : start + len(raw)] = raw
     return pte
 
 
@@ -90,23 +90,29 @@ def test_a_packed_weight_is_named_by_its_values_and_its_bias(tied):
     assert not slots["up.weight"].is_read_in_place
     assert slots["table.weight"].key == sha(model.table.weight)
     assert slots["table.weight"].is_read_in_place
+    assert slots["table.weight"].packed_offset > slots["table.weight"].offset
 
 
 def test_writing_at_the_offset_of_a_linear_layer_changes_that_layer(tied):
     model, out, manifest = tied
     other = torch.randn(24, 24, generator=torch.Generator().manual_seed(1))
-    found = run(patched(out, manifest.program, "up.weight", other), IDS)
+    found = run(
+        patched(out, manifest.program, other, manifest.program.slots["up.weight"].offset), IDS
+    )
     hidden = functional.linear(model.table(IDS), other, model.up.bias)
     expected = model.head(model.norm(torch.relu(hidden)))
     torch.testing.assert_close(found, expected.detach())
 
 
-def test_writing_at_the_offset_of_a_tied_embedding_changes_the_lookup_alone(tied):
+def test_a_tied_weight_lies_twice_for_the_lookup_and_for_the_head(tied):
     model, out, manifest = tied
     other = torch.randn(40, 24, generator=torch.Generator().manual_seed(2))
-    found = run(patched(out, manifest.program, "table.weight", other), IDS)
-    hidden = torch.relu(model.up(functional.embedding(IDS, other)))
-    torch.testing.assert_close(found, model.head(model.norm(hidden)).detach())
+    place = manifest.program.slots["table.weight"]
+    hidden = model.norm(torch.relu(model.up(functional.embedding(IDS, other))))
+    lookup = run(patched(out, manifest.program, other, place.offset), IDS)
+    torch.testing.assert_close(lookup, model.head(hidden).detach())
+    both = run(patched(out, manifest.program, other, *place.offsets), IDS)
+    torch.testing.assert_close(both, functional.linear(hidden, other).detach())
 
 
 def test_a_bundle_with_the_program_alone_holds_its_weights(tmp_path, capfd):
@@ -123,6 +129,57 @@ def test_a_bundle_with_the_program_alone_holds_its_weights(tmp_path, capfd):
     weight = stored_weight(tmp_path / "out", manifest, "1.weight")
     np.testing.assert_array_equal(weight, model[1].weight.detach())
     assert read_manifest(tmp_path / "out").program == manifest.program
+
+
+@pytest.fixture(scope="module")
+def in_8_bits(tmp_path_factory):
+    model, out = Tied().eval(), tmp_path_factory.mktemp("8bit") / "out"
+    weight = model.up.weight.detach().clone()
+    manifest = export_bundle(
+        model, out, example_inputs={"ids": IDS}, engines=("executorch",),
+        program_weights="int8-dynamic", progress=False,
+    )  # fmt: skip
+    torch.testing.assert_close(model.up.weight.detach(), weight, rtol=0, atol=0)
+    assert list(model.up._buffers) == []
+    return model, out, manifest
+
+
+def test_8_bit_weights_are_rounded_by_row(in_8_bits):
+    model, out, manifest = in_8_bits
+    assert read_manifest(out).program == manifest.program
+    assert 1e-4 < manifest.parity["executorch"] < 0.05
+    place = manifest.program.slots["up.weight"]
+    assert (place.dtype, manifest.slots["up.weight"].dtype) == ("I8", "F32")
+    verify_slots(out, manifest)
+    rounded = torch.from_numpy(stored_weight(out, manifest, "up.weight"))
+    step = model.up.weight.abs().amax(1, keepdim=True) / 127
+    assert ((rounded - model.up.weight).abs() <= step * 0.5001).all()
+
+
+def test_the_slot_table_is_that_of_the_fp32_base(in_8_bits, tied):
+    _, _, manifest = in_8_bits
+    assert dict(manifest.slots) == dict(tied[2].slots)
+    assert manifest.fingerprint == tied[2].fingerprint
+
+
+def test_a_tied_weight_stays_fp32(in_8_bits):
+    place = in_8_bits[2].program.slots["table.weight"]
+    assert (place.dtype, len(place.offsets)) == ("F32", 2)
+
+
+def test_writing_codes_at_the_offset_of_an_8_bit_layer_changes_that_layer(in_8_bits):
+    model, out, manifest = in_8_bits
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(-127, 128, (24, 24), generator=generator, dtype=torch.int8)
+    place = manifest.program.slots["up.weight"]
+    pte = patched(out, manifest.program, codes, place.offset)
+    scales = np.frombuffer(pte, np.float32, 24, place.scales_offset).copy()
+    weight = codes * torch.from_numpy(scales)[:, None]
+    hidden = functional.linear(model.table(IDS), weight, model.up.bias)
+    expected = model.head(model.norm(torch.relu(hidden))).detach()
+    assert (run(pte, IDS) - expected).abs().max() < 0.05 * expected.abs().max()
+    untouched = model(IDS).detach()
+    assert (expected - untouched).abs().max() > 0.2 * expected.abs().max()
 
 
 class Twins(torch.nn.Module):

@@ -1,0 +1,77 @@
+"""Linear layers in 8 bits, as XNNPACK computes them: codes and a scale per row of the weight.
+
+The activations are quantised at every run, so nothing is calibrated. The weight is quantised once,
+``round(weight / scale)`` with ``scale = max|row| / 127``, and an adapter's codes use these scales.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor
+from torch.nn import functional
+
+CODES, SCALES, ZEROS = "int8_codes", "int8_scales", "int8_zeros"
+"""Names of the buffers that a module has while it is in 8 bits."""
+LARGEST = 127
+_LEAST_SCALE = 1e-12  # of a row of zeros
+_EPSILON = 1e-7  # least scale of activations
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and scales (out,) fp32 of a weight (out, in)."""
+    scales = (weight.abs().amax(dim=1) / LARGEST).clamp_min(_LEAST_SCALE)
+    codes = (weight / scales[:, None]).round().clamp(-LARGEST, LARGEST)
+    return codes.to(torch.int8), scales
+
+
+def linears_to_quantise(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Return the linear layers by name, but for those whose weight another module reads too."""
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    readers: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            readers[id(parameter)] = readers.get(id(parameter), 0) + 1
+    return {name: m for name, m in modules.items() if readers[id(m.weight)] == 1}
+
+
+@contextlib.contextmanager
+def in_8_bits(modules: Mapping[str, torch.nn.Linear]) -> Iterator[None]:
+    """Let ``modules`` compute in 8 bits inside the block."""
+    try:
+        for module in modules.values():
+            _quantise(module)
+        yield
+    finally:
+        for module in modules.values():
+            _restore(module)
+
+
+def _quantise(module: torch.nn.Linear) -> None:
+    codes, scales = quantised(module.weight.detach())
+    buffers = {CODES: codes, SCALES: scales, ZEROS: torch.zeros(len(scales), dtype=torch.int64)}
+    for name, buffer in buffers.items():
+        module.register_buffer(name, buffer)
+    vars(module)["forward"] = partial(_forward, module)
+
+
+def _restore(module: torch.nn.Linear) -> None:
+    vars(module).pop("forward", None)
+    for name in (CODES, SCALES, ZEROS):
+        module._buffers.pop(name, None)
+
+
+def _forward(module: torch.nn.Linear, x: Tensor) -> Tensor:
+    """Return x @ weight.T + bias, both operands rounded to 8 bits."""
+    ops = torch.ops.quantized_decomposed
+    bounds, largest = (-128, 127, torch.int8), (-LARGEST, LARGEST, torch.int8)
+    scale, zero = ops.choose_qparams.tensor(x, -128, 127, _EPSILON, torch.int8)
+    codes = ops.quantize_per_tensor.tensor(x, scale, zero, *bounds)
+    rounded = ops.dequantize_per_tensor.tensor(codes, scale, zero, *bounds)
+    buffers = (getattr(module, name) for name in (CODES, SCALES, ZEROS))
+    weight = ops.dequantize_per_channel.default(*buffers, 0, *largest)
+    return functional.linear(rounded, weight, module.bias)
