@@ -10,18 +10,19 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_lora.csv_values import (
+    LARGEST,
+    STEP_TOLERANCE,
+    read_date,
+    read_number,
+    read_seconds,
+)
 from edge_lora.errors import EdgeLoraError, list_all
-
-TIME_FORMATS = ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:%M")
-"""Tried after ISO 8601."""
-LARGEST = float(np.finfo(np.float32).max)
-STEP_TOLERANCE = 1e-6  # relative: times may be rounded decimals
 
 
 class SeriesError(EdgeLoraError, ValueError):
@@ -133,53 +134,12 @@ def _time_column(
         return head.index(time)
     line, row = first
     for at, text in enumerate(row[: len(head)]):
-        if _date(text) is not None:
+        if read_date(text) is not None:
             return at
     raise SeriesError(
         f"'{path}', line {line}: no column reads as a date ({', '.join(row)}). "
         "If times are seconds, name their column"
     )
-
-
-def _date(text: str) -> datetime | None:
-    text = text.strip()
-    if text.isdecimal():
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        pass
-    for style in TIME_FORMATS:
-        try:
-            return datetime.strptime(text, style)
-        except ValueError:
-            continue
-    return None
-
-
-_EPOCH = datetime(1970, 1, 1)
-
-
-def _seconds(text: str) -> float | None:
-    """Return a time in seconds; local times count as they stand, without summer time."""
-    date = _date(text)
-    if date is not None:
-        return (
-            date.replace(tzinfo=None) - _EPOCH - (date.utcoffset() or timedelta())
-        ).total_seconds()
-    number = _number(text)
-    return number if number is not None and math.isfinite(number) else None
-
-
-def _number(text: str) -> float | None:
-    """Return a value, NaN where it is missing, None where it is no number."""
-    text = text.strip()
-    if text.lower() in ("", "na", "n/a", "nan", "null", "none"):
-        return math.nan
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _parse(
@@ -197,7 +157,7 @@ def _parse(
         if len(row) != len(head):
             problems.append(f"line {line}: {len(row)} columns, the head line has {len(head)}")
             continue
-        when = _seconds(row[at])
+        when = read_seconds(row[at])
         if when is None:
             problems.append(f"line {line}: {row[at]!r} in column {head[at]!r} is not a time")
             continue
@@ -205,7 +165,7 @@ def _parse(
         for i, (name, text) in enumerate(zip(head, row, strict=True)):
             if i in skipped:
                 continue
-            number = _number(text)
+            number = read_number(text)
             if number is None or abs(number) > LARGEST:
                 problems.append(f"line {line}: {text!r} in column {name!r} is not a number")
             numbers.append(math.nan if number is None else number)

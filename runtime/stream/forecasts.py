@@ -144,17 +144,20 @@ class Forecasts:
         """Take one value of each of several series, all of one time, in seconds.
 
         Returns:
-            The forecasts that are due, those with the same adapter side by side.
+            The forecasts that are due, in the order of ``values``.
         """
         due: dict[Path | None, list[str]] = {}
         for series, value in values.items():
             if self._take(series, time, value):
                 due.setdefault(self._residents.of(series), []).append(series)
-        made: list[Forecast] = []
-        for path, names in due.items():
-            made += self._forecast(path, names, time)
+        made: dict[str, Forecast] = {}
+        # Those in memory first: where all take turns, they would be thrown out just before theirs.
+        for path, names in sorted(due.items(), key=lambda item: not self._residents.has(item[0])):
+            made.update(
+                (forecast.series, forecast) for forecast in self._forecast(path, names, time)
+            )
         self.counts.forecasts += len(made)
-        return made
+        return [made[series] for series in values if series in made]
 
     def _take(self, series: str, time: float, value: float) -> bool:
         """Keep a value; return whether a forecast is due."""

@@ -148,10 +148,10 @@ def test_eviction_keeps_results_right_and_the_budget(bundle, adapters):
     rng = np.random.default_rng(1)
     series = {name: rng.standard_normal(WINDOW + 3).astype(np.float32) for name in adapters}
     with open_bundle(bundle, threads=1) as session:
-        stream_of = Forecasts(session, adapters, memory_bytes=14_000)
+        stream_of = Forecasts(session, adapters, memory_bytes=8_000)
         for i in range(WINDOW + 3):
             made = stream_of.push_row(i * STEP, {n: float(v[i]) for n, v in series.items()})
-            assert stream_of.nbytes <= 14_000
+            assert stream_of.nbytes <= 8_000
             assert len(session.adapters) == stream_of.residents.count < len(adapters)
             for forecast in made:
                 window = series[forecast.series][i + 1 - WINDOW : i + 1]
@@ -160,20 +160,21 @@ def test_eviction_keeps_results_right_and_the_budget(bundle, adapters):
         residents = stream_of.residents
         assert stream_of.counts.forecasts == 4 * len(adapters)
         assert residents.evictions == residents.loads - residents.count > len(adapters)
+        assert residents.loads < stream_of.counts.forecasts  # those in memory had their turn first
 
 
 def test_series_beyond_the_memory_are_left_out_and_said_once(bundle):
     told = []
     with open_bundle(bundle, threads=1) as session:
         stream_of = Forecasts(
-            session, memory_bytes=1300, on_problem=lambda *problem: told.append(problem)
+            session, memory_bytes=1000, on_problem=lambda *problem: told.append(problem)
         )
         for i in range(WINDOW):
             made = stream_of.push_row(i * STEP, dict.fromkeys(["a", "b", "c", "d"], float(i)))
         assert [forecast.series for forecast in made] == ["a", "b"]
         assert stream_of.counts.left_out == 2 * WINDOW
     assert [series for series, _ in told] == ["c"]
-    assert "2 series fill 1,300 bytes" in told[0][1]
+    assert "2 series fill 1,000 bytes" in told[0][1]
 
 
 def test_a_broken_adapter_costs_its_own_series_only(bundle, adapters, tmp_path):
