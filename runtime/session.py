@@ -54,6 +54,7 @@ class Session:
         self.engine = engine  # its name
         self._lock = ReadWriteLock()
         self._changing = threading.Lock()  # one load, switch or delete at a time
+        self._loading_set = threading.Lock()  # one scenario set at a time
         self._loaded: dict[str, LoadedAdapter] = {}
         self._active: Parts = ()
         self._fused: Parts = ()  # those of them that are in the weights
@@ -264,11 +265,12 @@ class Session:
             UnsupportedError: If a set is loaded already, or a name is taken.
         """
         scenarios = Scenarios(folder, self.manifest)
-        self._require_no_scenarios()
-        scenarios.load_into(self)
-        with self._changing:
-            self._require_no_scenarios()
-            self._scenarios = scenarios
+        with self._loading_set:
+            if self._scenarios is not None:
+                raise UnsupportedError("a scenario set is loaded; call delete_scenarios() first")
+            scenarios.load_into(self)
+            with self._changing:
+                self._scenarios = scenarios
         return list(scenarios.names)
 
     def choose(self, inputs: Arrays) -> Choice:
@@ -283,8 +285,7 @@ class Session:
             if busy:
                 raise UnsupportedError(f"{busy[0]!r} is active; call disable_adapters() first")
             self._scenarios = None
-        for name in names:
-            self.delete_adapter(name)
+            self._delete(names)
 
     def set_adapter(self, name: str, weight: float = 1.0, rank: int | None = None) -> SwapStats:
         """Make one adapter active, at one of its ranks if it is nested; see ``set_adapters``.
@@ -327,7 +328,7 @@ class Session:
         """Forget a loaded adapter; one that is active must be taken out first."""
         with self._changing:
             self._require_open()
-            loaded = self._require_loaded(name)
+            self._require_loaded(name)
             if self._scenarios is not None and name in self._scenarios.names:
                 raise UnsupportedError(
                     f"adapter {name!r} is part of the scenario set; call delete_scenarios()"
@@ -336,9 +337,7 @@ class Session:
                 raise UnsupportedError(
                     f"adapter {name!r} is active; call disable_adapters() or set another one first"
                 )
-            with self._lock.exclusive():
-                del self._loaded[name]
-                self._forget(loaded)
+            self._delete([name])
 
     @contextmanager
     def using(self, name: str, weight: float = 1.0, rank: int | None = None) -> Iterator[Session]:
@@ -475,6 +474,12 @@ class Session:
             self._broken = True
             raise
 
+    def _delete(self, names: Sequence[str]) -> None:
+        """Drop adapters, none of them active; the caller holds ``_changing``."""
+        with self._lock.exclusive():
+            for name in names:
+                self._forget(self._loaded.pop(name))
+
     def _forget(self, loaded: LoadedAdapter) -> None:
         """Free what is kept of an adapter, unless another loaded one does the same."""
         if all(other.file_hash != loaded.file_hash for other in self._loaded.values()):
@@ -502,10 +507,6 @@ class Session:
         if self._scenarios is None:
             raise UnsupportedError("no scenario set is loaded; call load_scenarios() first")
         return self._scenarios
-
-    def _require_no_scenarios(self) -> None:
-        if self._scenarios is not None:
-            raise UnsupportedError("a scenario set is loaded; call delete_scenarios() first")
 
     def _require_loaded(self, name: str) -> LoadedAdapter:
         if name not in self._loaded:

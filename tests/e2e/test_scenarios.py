@@ -306,3 +306,25 @@ def test_a_file_that_changed_is_refused(bundle, tmp_path):
         pytest.raises(BundleError, match=r"adapter-1\.safetensors has sha256"),
     ):
         session.load_scenarios(folder)
+
+
+def test_only_one_of_several_threads_loads_a_set(bundle, scenarios, tmp_path):
+    other = write_set(tmp_path / "other", bundle, names=("a", "b", "c"), default="a")
+    with open_bundle(bundle, threads=1) as session:
+        refused = []
+
+        def load(folder):
+            try:
+                session.load_scenarios(folder)
+            except UnsupportedError as error:
+                refused.append(str(error))
+
+        threads = [threading.Thread(target=load, args=[f]) for f in (scenarios, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 1
+        assert session.adapters in (list(NAMES), ["a", "b", "c"])
+        session.delete_scenarios()
+        assert session.adapters == []
