@@ -20,6 +20,10 @@ class Program:
     def __init__(self, pte: NDArray[np.uint8], packed_fd: int = -1, threads: int = 1) -> None:
         """Load a program.
 
+        A file that is cut, or damaged in the part that ExecuTorch checks, is refused. The graphs
+        inside that XNNPACK compiles are believed, and damage there can end the process: compare
+        the file's digest with the manifest's first.
+
         Args:
             pte: The bytes of the file, at a multiple of 16, usually a private and writable
                 mapping. Kept alive, not copied: operators that are not delegated to XNNPACK see

@@ -60,7 +60,8 @@ class Program {
   /// not delegated see what is written there later. With `packed`, XNNPACK packs its weights into
   /// that file, or takes from it what is there already.
   /// Throws Error(kBundle) for a damaged program, Error(kUnsupported) for one that needs what is
-  /// not here.
+  /// not here. ExecuTorch checks its own part of a program, but XNNPACK believes the graphs that
+  /// are handed to it: damage in there can end the process, so compare a digest of the file first.
   Program(std::span<const uint8_t> pte, std::shared_ptr<const PackedFile> packed, int threads);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
