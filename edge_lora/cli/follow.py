@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from edge_lora.cli.output import human_bytes, json_option, report, route_option, threads_option
+from edge_lora.cli.output import engine_option, human_bytes, json_option, report, route_option
 from edge_lora.errors import EdgeLoraError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -103,7 +104,14 @@ class SeriesAdapterType(click.ParamType[tuple[str, Path]]):
 @click.option("--time", help="Name of the time column.")
 @click.option("--skip-bad", is_flag=True, help="Count what is wrong, do not name it.")
 @click.option("--strict", is_flag=True, help="Stop at the first thing that is wrong.")
-@threads_option
+@click.option(
+    "--threads",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="More wait for work by spinning, and small bases give them none.",
+)
+@engine_option
 @route_option
 @json_option
 def command(
@@ -119,7 +127,8 @@ def command(
     time: str | None,
     skip_bad: bool,
     strict: bool,
-    threads: int | None,
+    threads: int,
+    engine: str,
     route: Any,
     as_json: bool,
 ) -> None:
@@ -140,9 +149,11 @@ def command(
     from edge_lora.runtime.stream import Forecasts
     from edge_lora.runtime.stream.rows import RowReader
 
-    _stop_on_terminate()
     problems = Problems(is_silent=skip_bad, is_strict=strict)
-    with open_bundle(bundle, threads=threads, route=route) as session:
+    with (
+        _ended_by_terminate(),
+        open_bundle(bundle, engine, threads=threads, route=route) as session,
+    ):
         forecasts = Forecasts(
             session,
             chosen,
@@ -291,13 +302,18 @@ def _lines(source: Path | None, follow: bool) -> Iterator[list[str]]:
             yield from lines_of(file.fileno())
 
 
-def _stop_on_terminate() -> None:
-    """Let a service manager's SIGTERM end the stream as Ctrl-C does: with the report."""
+@contextmanager
+def _ended_by_terminate() -> Iterator[None]:
+    """Let a service manager's SIGTERM end the block as Ctrl-C does, so that the report comes."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(forecasts: Forecasts, problems: Problems, as_json: bool) -> None:

@@ -120,14 +120,14 @@ class RowReader:
 
     def _begin(self, head: list[str]) -> None:
         """Take the first head line."""
-        problem = _head_problem(head, self._time)
+        problem = _head_problem(head, self._time, self._form)
         if problem:
             raise UnsupportedError(f"line {self._line}: {problem}")
         self._take(head)
 
     def _begin_again(self, head: list[str]) -> None:
         """Take a later head line; one that is the same says nothing new."""
-        problem = _head_problem(head, self._time)
+        problem = _head_problem(head, self._time, self._form)
         if problem:
             self._bad(problem)
         elif head != self._head:
@@ -143,11 +143,6 @@ class RowReader:
         self._at = head.index(self._time) if self._time else named[0] if named else 0
         rest = [i for i in range(len(head)) if i != self._at]
         has_long = len(head) == 3 and {lower[i] for i in rest} == set(LONG_COLUMNS)
-        if self._form == "long" and len(head) != 3:
-            raise UnsupportedError(
-                f"line {self._line}: a long file has the columns time, series, value; "
-                f"this one has {', '.join(head)}"
-            )
         self._places = None
         if has_long and self._form != "wide":
             self._places = (lower.index("series"), lower.index("value"))
@@ -158,7 +153,7 @@ class RowReader:
         self._on_problem(self._line, "", what)
 
 
-def _head_problem(head: Sequence[str], time: str | None) -> str:
+def _head_problem(head: Sequence[str], time: str | None, form: Form) -> str:
     """Return why a line cannot name columns, or nothing."""
     if len(head) < 2:
         return f"a head line names a time column and others, separated by commas: {head}"
@@ -169,4 +164,6 @@ def _head_problem(head: Sequence[str], time: str | None) -> str:
         return f"columns without a name of their own: {', '.join(map(repr, twice or ['']))}"
     if time is not None and time not in head:
         return f"there is no column {time!r}; there are: {', '.join(head)}"
+    if form == "long" and len(head) != 3:
+        return f"a long file has the columns time, series, value; this one has {', '.join(head)}"
     return ""

@@ -95,10 +95,24 @@ def test_a_second_head_line_changes_the_columns():
     assert problems == [(5, "", "the columns change here; new: c; gone: b")]
 
 
-def test_a_bad_second_head_line_is_named_and_the_first_stays():
-    rows, problems = read("time,a,b\ntime,a,a\n1,1,1\n")
-    assert rows == [(3, 1.0, {"a": 1.0, "b": 1.0})]
-    assert problems == [(2, "", "columns without a name of their own: 'a'")]
+@pytest.mark.parametrize(
+    ("head", "form", "message"),
+    [
+        ("time,a,a", "auto", "columns without a name of their own: 'a'"),
+        (
+            "time",
+            "auto",
+            "a head line names a time column and others, separated by commas: ['time']",
+        ),
+        ("time,a", "long", "a long file has the columns time, series, value; this one has time, a"),
+    ],
+)
+def test_a_bad_second_head_line_is_named_and_the_first_stays(head, form, message):
+    rows, problems = read(f"time,a,b\n{head}\n1,1,1\n", form=form)
+    assert rows == [(3, 1.0, {"1": 1.0} if form == "long" else {"a": 1.0, "b": 1.0})]
+    ((line, series, told),) = problems
+    assert (line, series) == (2, "")
+    assert told.startswith(message)
 
 
 @pytest.mark.parametrize(
