@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from edge_lora.bundle import TensorSpec
 from edge_lora.errors import UnsupportedError, list_all
@@ -104,12 +105,11 @@ def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
         bound = largest.get(name, max(LARGEST_TIMES * size, LARGEST_LEAST))
         return dims.setdefault(name, Dim(name, min=1, max=bound))
 
-    shapes = {
-        argument: {
-            axis: dim(name, plan.example[argument].shape[axis]) for axis, name in axes.items()
-        }
-        for argument, axes in plan.dynamic_shapes.items()
-    }
+    bounds = [
+        {axis: dim(name, given.example.shape[axis]) for axis, name in given.axes.items()}
+        for given in _givens(plan)
+    ]
+    shapes = pytree.tree_unflatten(bounds, pytree.tree_structure(dict(plan.example)))
     return torch.export.export(
         plan.module,
         (),
@@ -118,6 +118,35 @@ def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
         # Without it, sizes of which torch cannot prove what holds for all are refused.
         prefer_deferred_runtime_asserts_over_guards=bool(plan.state),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """One tensor of a plan's example.
+
+    Attributes:
+        placeholder: What the tracer calls it: ``list_0``, ``dictionary_key``.
+        name: What the graph calls it.
+        example: The tensor.
+        axes: Axis -> name of its size.
+    """
+
+    placeholder: str
+    name: str
+    example: torch.Tensor
+    axes: Mapping[int, str]
+
+
+def _givens(plan: Plan) -> list[_Given]:
+    leaves, _ = pytree.tree_flatten_with_path(dict(plan.example))
+    found = []
+    for (path, tensor), name in zip(leaves, plan.input_names, strict=True):
+        keys = [getattr(key, "idx", getattr(key, "key", None)) for key in path]
+        axes: Any = plan.dynamic_shapes
+        for key in keys:
+            axes = axes[key]
+        found.append(_Given("_".join(map(str, keys)), name, tensor, axes))
+    return found
 
 
 def _require_no_state(lowered: ExportedProgram, plan: Plan) -> None:
@@ -135,11 +164,13 @@ def _specs(
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     nodes = {node.name: node.meta.get("val") for node in traced.graph.nodes}
     names: dict[str, str] = {}
-    for argument, axes in plan.dynamic_shapes.items():
-        for axis, name in axes.items():
-            names[str(nodes[argument].shape[axis])] = name
+    called = {}
+    for given in _givens(plan):
+        called[given.placeholder] = given.name
+        sizes = nodes[given.placeholder].shape
+        names.update({str(sizes[axis]): name for axis, name in given.axes.items()})
     signature = traced.graph_signature
-    return tuple(_spec(n, nodes[n], names) for n in signature.user_inputs), tuple(
+    return tuple(_spec(called[n], nodes[n], names) for n in signature.user_inputs), tuple(
         _spec(name, nodes[node], names)
         for name, node in zip(plan.output_names, signature.user_outputs, strict=True)
     )

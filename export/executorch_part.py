@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +13,16 @@ import torch
 from edge_lora.bundle_program import Program
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.causal_lm_static import plan_static_causal_lm
+from edge_lora.export.executorch_inputs import MAX_RANK, with_slot_inputs
 from edge_lora.export.executorch_lowering import Lowered, lower
 from edge_lora.export.executorch_slots import Reader, Values, places, readers_of, refusal
 from edge_lora.export.executorch_verify import verify_program
 from edge_lora.export.int8_linear import in_8_bits, linears_to_quantise, quantised
 from edge_lora.export.plan import Plan, plan_generic
 from edge_lora.export.request import Exported, Request, require_causal_lm
+from edge_lora.export.slot_forms import lora_input_names
 from edge_lora.export.stages import Stages
+from edge_lora.slots import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +41,9 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
     _check(request)
     is_8_bit = request.program_weights == "int8-dynamic"
     linears = linears_to_quantise(request.model) if is_8_bit else {}
+    branched = _branched(request)
     with stages("lower to ExecuTorch"):
-        plan, lowered, cache_length = _plan_and_lower(request, linears)
+        plan, lowered, cache_length = _plan_and_lower(request, linears, branched)
     with stages("find weights in the program"):
         readers = _readers(request, plan, lowered)
         names = _choose(request, readers)
@@ -51,6 +56,8 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
             lowered.traced.state_dict,
             {in_place[name] for name in lowered.read_in_place if name in in_place},
         )
+    pairs = {slot.name: lora_input_names(slot) for slot in branched}
+    of_slots = {name for pair in pairs.values() for name in pair}
     order = tuple(spec.name for spec in lowered.inputs)
     with stages("verify against torch"):
         error = verify_program(lowered.pte, plan, order, request.program_weights)
@@ -59,16 +66,29 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
     path.write_bytes(lowered.pte)
     program = Program(
         file=PROGRAM_FILE,
-        inputs=lowered.inputs,
+        inputs=tuple(spec for spec in lowered.inputs if spec.name not in of_slots),
         input_order=order,
         outputs=lowered.outputs,
-        slots=slots,
+        slots={name: replace(p, lora_inputs=pairs.get(name)) for name, p in slots.items()},
         weights=request.program_weights,
         cache_length=cache_length,
+        max_rank=MAX_RANK if pairs else 0,
         canary=plan.config.get("canary", {}),
     )
     config = {key: value for key, value in plan.config.items() if key != "canary"}
     return Exported(names, error, config, {"program": program})
+
+
+def _branched(request: Request) -> list[Slot]:
+    """Return the slots that get inputs: of linear layers alone."""
+    if request.slots != "inputs":
+        return []
+    return [
+        request.table[name]
+        for name in request.names
+        if name in request.branched
+        and all(isinstance(m, torch.nn.Linear) for m in request.weights[name].modules)
+    ]
 
 
 def _check(request: Request) -> None:
@@ -88,26 +108,29 @@ def _check(request: Request) -> None:
         raise UnsupportedError(list_all("export to ExecuTorch cannot do what is asked", problems))
 
 
-def _plan_and_lower(request: Request, linears: Linears) -> tuple[Plan, Lowered, int]:
+def _plan_and_lower(
+    request: Request, linears: Linears, branched: Sequence[Slot]
+) -> tuple[Plan, Lowered, int]:
     """Return the plan, what it became, and the length of the cache inside."""
+    layers = {slot.name: request.weights[slot.name].modules for slot in branched}
+
+    def finish(plan: Plan, largest: Mapping[str, int]) -> tuple[Plan, Lowered]:
+        plan = with_slot_inputs(plan, branched, layers) if branched else plan
+        with in_8_bits(linears):
+            return plan, lower(plan, {**largest, "rank": MAX_RANK})
+
     if request.task == "causal-lm":
         require_causal_lm(request)
         plan, length = plan_static_causal_lm(request.model, request.cache_length)
-        return plan, _lower(plan, linears, {"seq": length}), length
+        return *finish(plan, {"seq": length}), length
     model, example, shapes = request.model, request.example_inputs or {}, request.dynamic_shapes
     plan = plan_generic(model, example, shapes)
     try:
-        return plan, _lower(plan, linears, {}), 0
+        return *finish(plan, {}), 0
     except UnsupportedError:
         if shapes is not None or not any(plan.dynamic_shapes.values()):
             raise
-    fixed = plan_generic(model, example, dynamic_shapes={})  # every size
-    return fixed, _lower(fixed, linears, {}), 0
-
-
-def _lower(plan: Plan, linears: Linears, largest: Mapping[str, int]) -> Lowered:
-    with in_8_bits(linears):
-        return lower(plan, largest)
+    return *finish(plan_generic(model, example, dynamic_shapes={}), {}), 0  # every size is fixed
 
 
 def _values(request: Request, linears: Linears, name: str) -> Values:

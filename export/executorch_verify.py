@@ -9,7 +9,7 @@ from edge_lora.bundle_program import ProgramWeights
 from edge_lora.errors import UnsupportedError
 from edge_lora.export.executorch_quiet import native_log, quiet
 from edge_lora.export.parity import TOLERANCE, largest_error
-from edge_lora.export.plan import Case, Plan
+from edge_lora.export.plan import Case, Plan, flatten
 
 with quiet():
     from executorch.runtime import Runtime
@@ -48,8 +48,9 @@ def verify_program(
         ) from failure
 
     def run(case: Case) -> dict[str, np.ndarray]:
+        feeds = dict(zip(plan.input_names, flatten(case), strict=True))
         with native_log():
-            found = method.execute([case[name].contiguous() for name in order])
+            found = method.execute([feeds[name].contiguous() for name in order])
         arrays = [x.numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in found]
         return dict(zip(plan.output_names, arrays, strict=True))
 

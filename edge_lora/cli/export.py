@@ -20,6 +20,28 @@ from edge_lora.cli.tasks import TaskCommand, task_option
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
 @click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "executorch"]),
+    default=["onnxruntime"],
+    show_default=True,
+    help="What runs the bundle. Repeat it for both, over one slot table.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["fp32", "int8-dynamic"]),
+    default="fp32",
+    show_default=True,
+    help="Of linear layers in an ExecuTorch program.",
+)
+@click.option(
+    "--cache-length",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Prompt and answer in an ExecuTorch program. Default: the context, at most 1024.",
+)
+@click.option(
     "--slots",
     type=click.Choice(["none", "inputs"]),
     default="none",
@@ -40,19 +62,23 @@ from edge_lora.cli.tasks import TaskCommand, task_option
 def command(
     base: str,
     out: Path,
+    engines: tuple[str, ...],
+    weights: str,
+    cache_length: int | None,
     slots: str,
     slot_forms: tuple[str, ...],
     sites: tuple[str, ...],
     slot_names: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Export a causal language model to a bundle: plain ONNX, a slot table, hashes.
+    """Export a causal language model to a bundle: plain ONNX or ExecuTorch, a slot table, hashes.
 
     For any other torch module use edge_lora.export.export_bundle from Python.
 
     \b
     edge-lora export --base smollm2 -o smollm2-bundle
     edge-lora export --base smollm2 -o smollm2-sites --slots inputs --sites '*.mlp'
+    edge-lora export --base smollm2 -o smollm2-et --engine executorch --weights int8-dynamic
     """
     from edge_lora.bases import load_model
     from edge_lora.export import export_bundle
@@ -63,6 +89,9 @@ def command(
         loaded.model,
         out,
         task="causal-lm",
+        engines=engines,
+        program_weights=cast("Literal['fp32', 'int8-dynamic']", weights),
+        cache_length=cache_length,
         slots=cast("Literal['none', 'inputs']", slots),
         slot_forms=slot_forms,
         slot_names=list(slot_names) or None,
@@ -75,7 +104,7 @@ def command(
         "bundle": str(out),
         "base": manifest.base_id,
         "base_fingerprint": manifest.fingerprint,
-        "slots": len(manifest.stored),
+        "slots": len(manifest.weights),
         **({"sites": len(manifest.sites)} if manifest.sites else {}),
         "size": human_bytes(size),
         "largest_relative_error": dict(manifest.parity),
