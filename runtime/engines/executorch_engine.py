@@ -150,7 +150,7 @@ class ExecuTorchEngine:
         blocks = {}
         for name, slot in self._program.slots.items():
             size = math.prod(self._manifest.slots[name].shape) * ITEM_BYTES[slot.dtype]
-            found = [memory.packed[at : at + count] for at, count in memory.entries(slot.key)]
+            found = memory.packed(slot.key)
             if slot.is_read_in_place:
                 found.append(memory.file[slot.offset : slot.offset + size])
             blocks[name] = found
@@ -161,8 +161,8 @@ class ExecuTorchEngine:
         out_features, in_features = shape
         places = []
         if slot.key and self.route == "packed":
-            layout, start = self._memory.layouts[shape], self._memory.packed.ctypes.data
-            places += [(layout, start + at, size) for at, size in self._memory.entries(slot.key)]
+            layout, blocks = self._memory.layouts[shape], self._memory.packed(slot.key)
+            places += [(layout, block.ctypes.data, block.size) for block in blocks]
         if slot.is_read_in_place:
             layout = Layout.plain(in_features, out_features, "oi")
             address = self._memory.file.ctypes.data + slot.offset

@@ -22,6 +22,12 @@ from edge_lora.errors import EdgeLoraError
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Layout
 from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
+from edge_lora.runtime.engines.huge_pages import (
+    block_at,
+    has_huge_pages,
+    mappings_of,
+    move_to_huge_pages,
+)
 
 Bytes = NDArray[np.uint8]
 Shape = tuple[int, int]
@@ -34,7 +40,6 @@ class ProgramMemory:
     Attributes:
         program: The native program.
         file: The private mapping of its file.
-        packed: The packed weights, shared with XNNPACK; empty if it packed them elsewhere.
         layouts: Shape -> layout of the packed weights asked for.
     """
 
@@ -65,26 +70,24 @@ class ProgramMemory:
             raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
             self.file[offset : offset + raw.size] = raw
         self.layouts: dict[Shape, Layout] = {}
-        self.packed: Bytes = np.empty(0, np.uint8)
-        self._entries: dict[str, tuple[int, int]] = {}
+        self._packed: dict[str, Bytes] = {}
         if not is_packed:
             self.program = edge_lora_executorch.Program(self.file, -1, threads)
             return
         handle = os.memfd_create("edge-lora-packed", os.MFD_CLOEXEC)
         try:
             self._load(handle, threads, probed or {})
+            self._packed = self._find_packed(handle)
         finally:
             os.close(handle)
-        self.packed = self.program.packed()
-        self._entries = self.program.entries()
 
-    def entries(self, key: str) -> list[tuple[int, int]]:
-        """Return (offset, bytes) of what XNNPACK packed of the raw weight named ``key``.
+    def packed(self, key: str) -> list[Bytes]:
+        """Return what XNNPACK packed of the raw weight named ``key``, shared with it.
 
-        There is one for each bias that it is packed with.
+        There is one block for each bias that it is packed with.
         """
-        found = self._entries.items() if key else ()
-        return [place for name, place in found if name.startswith(key[:64])]
+        found = self._packed.items() if key else ()
+        return [block for name, block in found if name.startswith(key[:64])]
 
     def forget_layouts(self) -> None:
         """Let the next program learn its layouts anew: these fit nothing."""
@@ -93,8 +96,17 @@ class ProgramMemory:
 
     def close(self) -> None:
         """Free the program, then the memory that it reads."""
+        self._packed = {}
         self.program.close()
-        self.packed = self.file = np.empty(0, np.uint8)
+        self.file = np.empty(0, np.uint8)
+
+    def _find_packed(self, handle: int) -> dict[str, Bytes]:
+        """Return XNNPACK's packed weights by name, where it has mapped them itself."""
+        mapped = mappings_of(handle)
+        places = self.program.entries()
+        if has_huge_pages():
+            move_to_huge_pages(handle, mapped)
+        return {name: block_at(mapped, *place) for name, place in places.items()}
 
     def _load(self, handle: int, threads: int, probed: Mapping[Shape, ProgramSlot]) -> None:
         """Load with the memory file ``handle``, learning the layouts that are not cached."""
