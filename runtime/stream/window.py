@@ -67,7 +67,7 @@ class Window:
         if rows < 1 or abs(gap - rows * self.step) > JITTER * self.step:
             told = f"{gap:g} s after the last one, usual is {self.step:g} s"
         elif rows - 1 > fill:
-            told = f"{rows - 1} rows are missing before it"
+            told = f"{rows - 1} row{'s are' if rows > 2 else ' is'} missing before it"
         else:
             for i in range(1, rows):
                 self._push(self.newest + (value - self.newest) / (rows - i + 1))
