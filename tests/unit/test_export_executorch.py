@@ -246,3 +246,38 @@ def test_a_missing_package_comes_with_the_next_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "edge_lora.export.executorch_lowering", None)
     with pytest.raises(EngineUnavailableError, match="pip install"):
         export_bundle(Twins(), tmp_path / "out", example_inputs=X, engines=("executorch",))
+
+
+@pytest.fixture(scope="module")
+def with_inputs(tmp_path_factory):
+    model, out = Tied().eval(), tmp_path_factory.mktemp("inputs") / "out"
+    manifest = export_bundle(
+        model, out, example_inputs={"ids": IDS}, engines=("executorch",), slots="inputs",
+        progress=False,
+    )  # fmt: skip
+    return model, out, manifest
+
+
+@pytest.mark.parametrize("rank", [1, 5, 64])
+def test_fed_factors_are_what_merged_weights_give(with_inputs, rank):
+    model, out, manifest = with_inputs
+    generator = torch.Generator().manual_seed(rank)
+    a = torch.randn(24, rank, generator=generator) / 5
+    b = torch.randn(rank, 24, generator=generator) / 5
+    feeds = {"ids": IDS, "up.lora_a": a, "up.lora_b": b}
+    pte = (out / manifest.program.file).read_bytes()
+    found = run(pte, *(feeds[name] for name in manifest.program.input_order))
+    merged = model.up.weight + (a @ b).T
+    hidden = functional.linear(model.table(IDS), merged, model.up.bias)
+    expected = model.head(model.norm(torch.relu(hidden))).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_required_inputs_are_listed_as_inputs(with_inputs):
+    _, out, manifest = with_inputs
+    program = manifest.program
+    assert [spec.name for spec in program.inputs] == ["ids"]
+    assert program.slots["up.weight"].lora_inputs == ("up.lora_a", "up.lora_b")
+    assert program.slots["table.weight"].lora_inputs is None
+    assert program.max_rank == 64
+    assert read_manifest(out).program == program
