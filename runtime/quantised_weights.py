@@ -25,6 +25,7 @@ from edge_lora.runtime.merging import merge
 from edge_lora.runtime.raw_weights import RawWeights, rounded
 from edge_lora.runtime.switching import Prepared
 
+_FLIPPED = np.uint8(0x11)  # in both halves of a byte, should it hold two codes
 Blocks = Mapping[str, Sequence[Bytes]]
 """Slot -> the memory that the engine computes from."""
 
@@ -114,15 +115,15 @@ class QuantisedWeights:
         return False
 
     def poke(self, name: str, index: int, value: float) -> float:
-        """Exchange one byte of a slot's memory, for self-tests; returns the old one.
+        """Flip bits around one weight of a slot, for self-tests; a second call flips them back.
 
-        The byte lies as far into the block as the weight at ``index`` into the slot.
+        Which bytes hold the weight is the kernel's business, so an eighth of the slot's memory
+        changes: the one that lies as far into it as ``index`` into the slot.
         """
         block, size = self._blocks[name][0], math.prod(self._raw.manifest.slots[name].shape)
-        place = index * block.size // size
-        old = float(block[place])
-        block[place] = int(value) & 0xFF
-        return old
+        start = 8 * index // size * block.size // 8
+        block[start : start + block.size // 8 + 1] ^= _FLIPPED
+        return value
 
     def differing_slots(self) -> list[str]:
         """Slots whose memory is not what it was when the program was opened."""

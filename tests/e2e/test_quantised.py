@@ -1,0 +1,183 @@
+"""Adapters fused into 8-bit programs: codes change, scales stay, and what that costs is told."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_lora import Adapter, reference
+from edge_lora.bundle import read_manifest
+from edge_lora.bundle_check import stored_weight
+from edge_lora.errors import NoEffectError
+from edge_lora.runtime import open_bundle
+from edge_lora.runtime.canary import canary_feeds
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import adapter_maker
+from oracles import run_program
+
+pytest.importorskip("edge_lora_executorch")
+KINDS = ["sparse", "low_rank", "dense", "set", "dora"]
+
+
+@pytest.fixture(scope="module")
+def bundle(mlp, tmp_path_factory):
+    import torch
+
+    from edge_lora.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("mlp") / "int8"
+    export_bundle(
+        mlp, folder, example_inputs={"input": torch.randn(3, 24)}, engines=("executorch",),
+        program_weights="int8-dynamic", progress=False,
+    )  # fmt: skip
+    assert {place.dtype for place in read_manifest(folder).program.slots.values()} == {"I8"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(bundle, tmp_path_factory):
+    return adapter_maker(bundle, tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture(params=["packed", "reload"])
+def session(request, bundle):
+    with open_bundle(bundle, threads=1, route=request.param) as opened:
+        yield opened
+
+
+def codes_with(bundle, path):
+    """Return slot -> codes that NumPy rounds the adapter to, and the relative error of that."""
+    manifest, adapter = read_manifest(bundle), Adapter.load(path)
+    file = np.fromfile(bundle / manifest.program.file, np.uint8)
+    codes, lost, meant = {}, 0.0, 0.0
+    for name, delta in adapter.deltas.items():
+        place, rows = manifest.program.slots[name], delta.shape[0]
+        scales = file[place.scales_offset : place.scales_offset + 4 * rows].view(np.float32)
+        base = np.array(stored_weight(bundle, manifest, name))
+        wanted = reference.apply(base, [(form, adapter.alpha) for form in delta.forms])
+        codes[name] = np.clip(np.rint(wanted / scales[:, None]), -128, 127).astype(np.int8)
+        lost += np.square(codes[name] * scales[:, None].astype(float) - wanted).sum()
+        meant += np.square(wanted.astype(float) - base).sum()
+    return codes, np.sqrt(lost / meant)
+
+
+def rewritten(bundle, folder, codes):
+    """Write a program whose weights are ``codes``."""
+    manifest = read_manifest(bundle)
+    data = bytearray((bundle / manifest.program.file).read_bytes())
+    for name, values in codes.items():
+        offset = manifest.program.slots[name].offset
+        data[offset : offset + values.nbytes] = values.tobytes()
+    (folder / manifest.program.file).parent.mkdir(parents=True)
+    (folder / manifest.program.file).write_bytes(bytes(data))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_switch_is_the_program_with_the_adapters_codes(session, bundle, make, kind, tmp_path):
+    path, feeds = make(kind), canary_feeds(session.manifest)
+    base, before = session.run(feeds), session.image_sha256()
+    session.load_adapter(path, kind)
+    stats = session.set_adapter(kind)
+    codes, error = codes_with(bundle, path)
+    expected = run_program(session.manifest, rewritten(bundle, tmp_path, codes), feeds)
+    for name, found in session.run(feeds).items():
+        np.testing.assert_array_equal(found, expected[name])
+        assert np.abs(found - base[name]).max() > 1e-3
+    assert stats.rounding_error == pytest.approx(error, rel=1e-3)
+    assert stats.bytes > 0
+    session.disable_adapters()
+    assert session.differing_slots() == []
+    assert session.image_sha256() == before
+    for name, found in session.run(feeds).items():
+        np.testing.assert_array_equal(found, base[name])
+
+
+def test_a_small_rounding_error_means_the_fp32_adapter(session, bundle, mlp_bundle, make):
+    """Over the same slots in fp32, the adapter does the same up to what 8 bits cost the base."""
+    path = make("low_rank", 3, alpha=0.2)
+    feeds = canary_feeds(session.manifest)
+    session.load_adapter(path, "skill")
+    base = session.run(feeds)["output_0"]
+    stats = session.set_adapter("skill")
+    with open_bundle(mlp_bundle, threads=1) as fp32:
+        exact = fp32.run(feeds)["output_0"]
+        fp32.load_adapter(path, "skill")
+        fp32.set_adapter("skill")
+        wanted = fp32.run(feeds)["output_0"] - exact
+    found = session.run(feeds)["output_0"] - base
+    assert 0 < stats.rounding_error < 0.5
+    assert np.linalg.norm(found - wanted) < np.linalg.norm(wanted)
+
+
+def test_any_walk_ends_at_the_base(session, make):
+    before = session.image_sha256()
+    rng = np.random.default_rng(0)
+    seen = {}
+    for kind in KINDS:
+        session.load_adapter(make(kind), kind)  # others may be active while this one is packed
+        session.set_adapter(kind)
+        seen[kind] = session.image_sha256()
+    for _ in range(20):
+        if rng.random() < 0.3:
+            session.set_adapters(["sparse", "low_rank"], [float(w) for w in rng.normal(size=2)])
+        else:
+            kind = str(rng.choice(KINDS))
+            session.set_adapter(kind)
+            assert session.image_sha256() == seen[kind]
+    session.disable_adapters()
+    assert session.differing_slots() == []
+    assert session.image_sha256() == before
+
+
+def test_a_delta_below_half_a_step_has_no_effect(session, make):
+    with pytest.raises(NoEffectError, match="no effect"):
+        session.load_adapter(make("low_rank", 4, alpha=1e-6), "nothing")
+    assert session.adapters == []
+
+
+def test_compiled_patches_come_back_from_disk(bundle, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGE_LORA_CACHE", str(tmp_path))
+    digests = set()
+    for damage in (None, b"junk", None):
+        for path in (tmp_path / "patches").glob("*"):
+            path.write_bytes(damage or path.read_bytes())
+        with open_bundle(bundle, threads=1, route="packed") as session:
+            session.load_adapter(make("sparse", 5), "a")
+            session.set_adapter("a")
+            digests.add(session.image_sha256())
+    assert len(digests) == 1
+
+
+def test_sessions_are_not_linked(bundle, make):
+    with (
+        open_bundle(bundle, threads=1, route="packed") as one,
+        open_bundle(bundle, threads=1, route="packed") as two,
+    ):
+        before = two.image_sha256()
+        one.load_adapter(make("dense"), "a")
+        one.set_adapter("a")
+        assert two.image_sha256() == before
+        assert two.differing_slots() == []
+
+
+def test_an_untrustworthy_image_is_not_patched(bundle, caplog, monkeypatch):
+    """If bytes that we write do not reach the kernels, the self-test finds it out."""
+    from edge_lora.runtime.engines.executorch_engine import ExecuTorchEngine
+
+    elsewhere = ExecuTorchEngine.blocks
+    monkeypatch.setattr(
+        ExecuTorchEngine,
+        "blocks",
+        lambda self: {s: [b.copy() for b in blocks] for s, blocks in elsewhere(self).items()},
+    )
+    with caplog.at_level(logging.WARNING), open_bundle(bundle, threads=1) as session:
+        assert session.route == "reload"
+    assert "does not change the output" in caplog.text
+
+
+def test_the_adapter_file_of_the_fp32_base_fits(bundle, mlp_bundle):
+    assert read_manifest(bundle).fingerprint == read_manifest(mlp_bundle).fingerprint
