@@ -28,16 +28,18 @@ FILE = "executorch/model.pte"
 
 
 class Model(torch.nn.Module):
-    """An embedding that is read in place and two linears that are packed."""
+    """An embedding that is read in place, two linears that are packed, and a tied head."""
 
     def __init__(self):
         super().__init__()
         self.table = torch.nn.Embedding(19, 24)
         self.up = torch.nn.Linear(24, 37)
-        self.down = torch.nn.Linear(37, 5, bias=False)
+        self.down = torch.nn.Linear(37, 24, bias=False)
+        self.head = torch.nn.Linear(24, 19, bias=False)
+        self.head.weight = self.table.weight
 
     def forward(self, ids):
-        return self.down(torch.tanh(self.up(self.table(ids))))
+        return self.head(self.down(torch.tanh(self.up(self.table(ids)))))
 
 
 def lower(model, ids):
@@ -53,14 +55,18 @@ def lower(model, ids):
 
 
 def slot_of(name, values):
-    return Slot(f"{name}.weight", values.shape, "F32", sha256(values.tobytes()).hexdigest())
+    aliases = ("head.weight",) if name == "table.weight" else ()
+    digest = sha256(values.tobytes()).hexdigest()
+    return Slot(name, values.shape, "F32", digest, aliases=aliases)
 
 
 def place_of(name, values, bias, raw):
-    digests = [sha256(v.tobytes()).hexdigest() for v in (values, bias) if v is not None]
-    is_table = name == "table"
-    key = "" if is_table else "".join(digests)
-    return ProgramSlot(raw.find(values.tobytes()), key, is_read_in_place=is_table)
+    data = values.tobytes()
+    key = "".join(sha256(v.tobytes()).hexdigest() for v in (values, bias) if v is not None)
+    first = raw.find(data)
+    if name != "table.weight":
+        return ProgramSlot(first, key)
+    return ProgramSlot(first, key, is_read_in_place=True, packed_offset=raw.find(data, first + 1))
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +81,15 @@ def bundle(model, tmp_path_factory):
     raw = lower(model, torch.tensor([[1, 2, 3]]))
     (folder / FILE).parent.mkdir()
     (folder / FILE).write_bytes(raw)
-    weights = {n: m.weight.detach().numpy() for n, m in model.named_children()}
-    biases = {"up": model.up.bias.detach().numpy()}
+    weights = {n: v.detach().numpy() for n, v in model.named_parameters() if v.ndim == 2}
+    biases = {"up.weight": model.up.bias.detach().numpy()}
     slots = SlotTable([slot_of(n, v) for n, v in weights.items()], "model")
     program = Program(
         file=FILE,
         inputs=(TensorSpec("ids", "int64", (1, "seq")),),
         input_order=("ids",),
-        outputs=(TensorSpec("y", "float32", (1, "seq", 5)),),
-        slots={f"{n}.weight": place_of(n, v, biases.get(n), raw) for n, v in weights.items()},
+        outputs=(TensorSpec("y", "float32", (1, "seq", 19)),),
+        slots={n: place_of(n, v, biases.get(n), raw) for n, v in weights.items()},
         canary={"ids": {"values": [3, 0, 18, 7], "shape": [1, 4]}},
     )
     write_manifest(
