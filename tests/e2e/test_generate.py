@@ -79,6 +79,48 @@ def test_sampling_repeats_with_its_seed(session):
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_an_adapter_that_breaks_the_numbers_leaves_nothing_in_the_cache(session, make_adapter):
+    before = generate(session, PROMPTS[:1], max_new_tokens=6, stop=[]).tokens
+    session.load_adapter(make_adapter("low_rank", alpha=1e30, slots="model.layers.*"), "huge")
+    with session.using("huge"):
+        assert np.isnan(Decoder(session, [list(range(1, 60))]).step()).any()
+    assert generate(session, PROMPTS[:1], max_new_tokens=6, stop=[]).tokens == before
+    session.delete_adapter("huge")
+
+
+def test_too_many_tokens_are_refused_once(session):
+    length = session.manifest.config["context_length"]
+    with pytest.raises(UnsupportedError, match=f"{length + 1} tokens, the model takes at most"):
+        generate(session, [[1] * (length + 1)], stop=[])
+    with pytest.raises(UnsupportedError, match="at most"):
+        generate(session, [[1] * (length - 1)], max_new_tokens=4, stop=[])
+
+
+def test_decoders_that_take_turns_do_not_disturb_each_other(session):
+    alone = [generate(session, [p], max_new_tokens=6, stop=[]).tokens[0] for p in PROMPTS]
+    decoders = [Decoder(session, [prompt]) for prompt in PROMPTS]
+    tokens = [[] for _ in PROMPTS]
+    for _ in range(6):
+        for decoder, made in zip(decoders, tokens, strict=True):
+            chosen = decoder.step().argmax(-1)
+            made.append(int(chosen[0]))
+            decoder.append(chosen)
+    assert tokens == alone
+
+
+def test_runs_in_between_do_not_disturb_a_decoder(session):
+    from edge_lora.runtime.canary import canary_feeds
+
+    alone = generate(session, PROMPTS[:1], max_new_tokens=6, stop=[]).tokens[0]
+    decoder, made = Decoder(session, PROMPTS[:1]), []
+    for _ in range(6):
+        chosen = decoder.step().argmax(-1)
+        made.append(int(chosen[0]))
+        decoder.append(chosen)
+        session.run(canary_feeds(session.manifest))
+    assert made == alone
+
+
 def test_impossible_prompts_are_refused(session):
     for prompts in ([], [[1], []]):
         with pytest.raises(UnsupportedError, match="prompt is empty"):

@@ -5,13 +5,19 @@ import pytest
 
 from edge_lora.errors import UnknownNameError, UnsupportedError
 from edge_lora.runtime import open_bundle
+from edge_lora.runtime.canary import canary_feeds
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "executorch"])
+def session(request, bundle_for):
+    with open_bundle(bundle_for(request.param), threads=2) as opened:
+        yield opened
+        assert opened.differing_slots() == []
 
 
 @pytest.fixture(scope="module")
-def session(bundle):
-    with open_bundle(bundle, threads=2) as opened:
-        yield opened
-        assert opened.differing_slots() == []
+def feeds(session):
+    return canary_feeds(session.manifest)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,13 +62,14 @@ def test_unfused_on_top_of_fused_is_refused(session, feeds):
 
 
 def test_wrong_inputs_are_all_named(session, feeds):
-    bad = {k: v for k, v in feeds.items() if k != "attention_mask"}
+    gone = next(name for name in ("attention_mask", "start") if name in feeds)
+    bad = {k: v for k, v in feeds.items() if k != gone}
     bad["input_ids"] = bad["input_ids"].astype(np.float32)
     bad["nonsense"] = np.zeros(1)
     with pytest.raises(UnsupportedError) as caught:
         session.run(bad)
     for text in (
-        "'attention_mask' is missing",
+        f"'{gone}' is missing",
         "'input_ids' is float32",
         "no such input 'nonsense'",
     ):
