@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from edge_lora.bundle import Manifest
 from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
 from edge_lora.runtime.adapters import LoadedAdapter, Parts
 from edge_lora.runtime.engines import Arrays, Engine
 from edge_lora.runtime.patched_weights import PatchedWeights
-from edge_lora.runtime.quantised_weights import PackingEngine, QuantisedWeights
 from edge_lora.runtime.raw_weights import RawWeights
 from edge_lora.runtime.reloaded_weights import ReloadedWeights
 from edge_lora.runtime.selftest import self_test
 from edge_lora.runtime.switching import Prepared
+
+if TYPE_CHECKING:
+    from edge_lora.runtime.quantised_weights import PackingEngine, QuantisedWeights
 
 
 class FusedWeights(Protocol):
@@ -94,6 +96,8 @@ def open_weights(
         return ReloadedWeights(raw, engine)
     weights: PatchedWeights | QuantisedWeights
     if raw.has_codes:
+        from edge_lora.runtime.quantised_weights import QuantisedWeights
+
         weights = QuantisedWeights(raw, cast("PackingEngine", engine), budget)
     else:
         weights = PatchedWeights(folder, manifest, engine, threads, budget)
