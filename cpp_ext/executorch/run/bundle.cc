@@ -15,7 +15,7 @@ constexpr size_t kMaxAxes = 8;
 
 [[noreturn]] void Refuse(const std::string& reason) { throw Error(Code::kBundle, reason); }
 
-std::string DigestIn(const Json& object, const char* key) {
+std::string DigestAt(const Json& object, const char* key) {
   const std::string text = TextIn(object, key);
   const bool is_hex = std::ranges::all_of(
       text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
@@ -53,7 +53,7 @@ BundleSlot ReadSlot(const Json& record) {
   if (shape.empty()) Refuse("slot " + slot.name + ": 'shape' has no axes");
   for (const Json& axis : shape) slot.axes.push_back(AxisOf(axis));
   slot.dtype = TextIn(record, "dtype");
-  slot.sha256 = DigestIn(record, "sha256");
+  slot.sha256 = DigestAt(record, "sha256");
   if (record.contains("aliases")) slot.aliases = TextsIn(record, "aliases");
   return slot;
 }
@@ -99,7 +99,7 @@ void ReadProgram(const Json& manifest, Bundle& bundle) {
   const Json& known = ObjectIn(ObjectIn(manifest, "files"), file.c_str());
   bundle.program = bundle.folder + "/" + file;
   bundle.size = Natural(Member(known, "size"), "size");
-  bundle.sha256 = DigestIn(known, "sha256");
+  bundle.sha256 = DigestAt(known, "sha256");
   for (const Json& input : ArrayIn(record, "inputs")) bundle.inputs.push_back(ReadInput(input));
   bundle.input_order = TextsIn(record, "input_order");
   bundle.cache_length = Natural(Member(record, "cache_length"), "cache_length");
@@ -127,7 +127,7 @@ Bundle Parse(const std::string& folder, const std::string& text) {
   bundle.folder = folder;
   const Json& base = ObjectIn(manifest, "base");
   bundle.base_id = TextIn(base, "id");
-  bundle.fingerprint = DigestIn(base, "fingerprint");
+  bundle.fingerprint = DigestAt(base, "fingerprint");
   bundle.task = TextIn(manifest, "task");
   for (const Json& record : ArrayIn(manifest, "slots")) bundle.slots.push_back(ReadSlot(record));
   if (!manifest.contains("executorch")) {

@@ -30,7 +30,7 @@ class Disguise {
   std::vector<uint8_t> real_;
 };
 
-std::span<uint8_t> WeightIn(std::span<uint8_t> pte, const ProbeSlot& slot) {
+std::span<uint8_t> WeightAt(std::span<uint8_t> pte, const ProbeSlot& slot) {
   const Shape shape = slot.shape;
   if (slot.key.empty() || shape.in == 0 || shape.out == 0 ||
       shape.in > pte.size() / sizeof(float) / shape.out ||
@@ -81,7 +81,7 @@ ProbedProgram OpenProbed(std::span<uint8_t> pte, const std::shared_ptr<const Pac
   std::vector<std::unique_ptr<Disguise>> disguises;
   disguises.reserve(slots.size());
   for (const ProbeSlot& slot : slots) {
-    disguises.push_back(std::make_unique<Disguise>(WeightIn(pte, slot), slot.shape));
+    disguises.push_back(std::make_unique<Disguise>(WeightAt(pte, slot), slot.shape));
   }
   probed.program = std::make_unique<Program>(pte, packed, threads);
   const std::shared_ptr<const Mapping> file = packed->Map();
