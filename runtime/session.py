@@ -5,29 +5,24 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
-from edge_lora.errors import EdgeLoraError, UnknownNameError, UnsupportedError
-from edge_lora.runtime.active_sites import ActiveSites
-from edge_lora.runtime.adapters import LoadedAdapter, Parts, load, unbound
+from edge_lora.errors import UnknownNameError, UnsupportedError
+from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
 from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
-from edge_lora.runtime.canary import canary_feeds
-from edge_lora.runtime.engines import Arrays, Engine, Route, open_engine
-from edge_lora.runtime.fused import fusible, low_precision_weights, open_weights
+from edge_lora.runtime.engines import Arrays, Engine, Route
 from edge_lora.runtime.input_check import check_inputs
-from edge_lora.runtime.lock import ReadWriteLock
-from edge_lora.runtime.proof import is_visible, require_changes, require_difference
+from edge_lora.runtime.live import Live
 from edge_lora.runtime.rank_choice import Rank
 from edge_lora.runtime.scenarios import Choice, Scenarios
 from edge_lora.runtime.switching import SwapStats, paired
-from edge_lora.runtime.unfused import SlotInputs, UnfusedAdapters
+from edge_lora.runtime.unfused import SlotInputs
 from edge_lora.scenarios import AUTO
 
 
@@ -52,43 +47,26 @@ class Session:
         self.folder = folder
         self.manifest = manifest
         self.engine = engine  # its name
-        self._lock = ReadWriteLock()
+        self._live = Live(folder, manifest, engine, route, threads, adapter_budget_bytes)
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loading_set = threading.Lock()  # one scenario set at a time
         self._loaded: dict[str, LoadedAdapter] = {}
-        self._active: Parts = ()
-        self._fused: Parts = ()  # those of them that are in the weights
-        self._fed = SlotInputs({}, {})  # what their bottlenecks are fed by
         self._scenarios: Scenarios | None = None
-        self._auto = False  # every run picks one of their adapters by its own input
-        self._canary = canary_feeds(manifest)
-        self._closed = False
-        self._broken = False  # a switch failed half way: the weights are no adapter's
-        self._engine: Engine = open_engine(engine, folder, manifest, route, threads)
-        try:
-            self._weights = open_weights(
-                folder, manifest, self._engine, self._canary, threads, adapter_budget_bytes
-            )
-        except EdgeLoraError:
-            self._engine.close()
-            raise
-        self._unfused = UnfusedAdapters(manifest, self._engine, self._canary)
-        self._sites = ActiveSites(manifest, self._engine)
 
     @property
     def route(self) -> Route:
         """How fused adapters are switched in this session."""
-        return self._engine.route
+        return self._live.engine.route
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Required inputs: name -> dtype and shape with symbolic dimensions."""
-        return self._engine.inputs
+        return self._live.engine.inputs
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]:
         """Outputs: name -> dtype and shape with symbolic dimensions."""
-        return self._engine.outputs
+        return self._live.engine.outputs
 
     @property
     def adapters(self) -> list[str]:
@@ -105,7 +83,7 @@ class Session:
 
         After ``set_adapter("auto")``: that of the last run, which the next one may change.
         """
-        return {adapter.name: weight for adapter, weight in self._active}
+        return {adapter.name: weight for adapter, weight in self._live.active}
 
     @property
     def state_id(self) -> str:
@@ -117,8 +95,8 @@ class Session:
 
     def state_with(self, adapter: str | None, rank: int | None = None) -> str:
         """Return ``state_id`` for calls that also run with ``adapter`` unfused, at ``rank``."""
-        active = [(adapter.content_hash, weight) for adapter, weight in self._active]
-        if self._scenarios is not None and self._auto:
+        active = [(adapter.content_hash, weight) for adapter, weight in self._live.active]
+        if self._scenarios is not None and self._live.picks:
             return cache_key(self.manifest.fingerprint, AUTO, self._scenarios.sha256)
         unfused = self._require_loaded(adapter).at_rank(rank).content_hash if adapter else None
         return cache_key(self.manifest.fingerprint, active, unfused)
@@ -140,11 +118,11 @@ class Session:
         """
         check_inputs(inputs, self.inputs)
         chosen = self.rank_of(adapter, rank)
-        with self._lock.shared():  # held() costs more than a small graph's nodes
-            self._require_open()
-            if adapter is not None or not self._auto:
+        with self._live.lock.shared():  # held() costs more than a small graph's nodes
+            self._live.require_open()
+            if adapter is not None or not self._live.picks:
                 fed = self._slot_inputs(adapter, chosen).arrays
-                return self._engine.run({**inputs, **fed} if fed else inputs)
+                return self._live.engine.run({**inputs, **fed} if fed else inputs)
         return self._run_picked(inputs)
 
     def rank_of(self, adapter: str | None, rank: Rank = None) -> int | None:
@@ -162,11 +140,11 @@ class Session:
             return self._require_loaded(adapter).at_rank(rank).rank
         with self.held():
             self._require_base(adapter)
-            return self._unfused.at_rank(self._require_loaded(adapter), rank).rank
+            return self._live.unfused.at_rank(self._require_loaded(adapter), rank).rank
 
     def unfused_values(self, adapter: str | None, rank: int | None = None) -> Mapping[str, object]:
         """Return the engine tensors that a call inside ``held()`` is fed beside its inputs."""
-        if self._auto:
+        if self._live.picks:
             raise UnsupportedError(f"adapter {AUTO!r} picks by the input of run(); use that")
         return self._slot_inputs(adapter, rank).values
 
@@ -177,12 +155,9 @@ class Session:
         """
         return IoBinding(self, adapter, self.rank_of(adapter, rank))
 
-    @contextmanager
-    def held(self) -> Iterator[Engine]:
+    def held(self) -> AbstractContextManager[Engine]:
         """Hold the weights as they are: no switch happens inside. Do not switch or run inside."""
-        with self._lock.shared():
-            self._require_open()
-            yield self._engine
+        return self._live.held()
 
     def generate(
         self,
@@ -233,7 +208,7 @@ class Session:
                 f"give it another name: load_adapter({str(path)!r}, name)"
             )
         with self._changing:
-            self._require_open()
+            self._live.require_open()
             if name in self._loaded:
                 raise UnsupportedError(
                     f"an adapter named {name!r} is loaded already; give another name, "
@@ -244,7 +219,7 @@ class Session:
             if not loaded.base.fingerprint:
                 warnings.warn(unbound(loaded, self.manifest.base_id), stacklevel=2)
             try:
-                self._prove_effect(loaded)
+                self._live.prove_effect(loaded)
             except BaseException:
                 self._forget(loaded)
                 raise
@@ -281,7 +256,7 @@ class Session:
         """Forget the scenario set and its adapters, none of which may be active."""
         with self._changing:
             names = self._require_scenarios().names
-            busy = [AUTO] if self._auto else [n for n in names if n in self.active_adapters]
+            busy = [AUTO] if self._live.picks else [n for n in names if n in self.active_adapters]
             if busy:
                 raise UnsupportedError(f"{busy[0]!r} is active; call disable_adapters() first")
             self._scenarios = None
@@ -318,7 +293,7 @@ class Session:
             raise UnsupportedError(f"{AUTO!r} stands alone; use set_adapter({AUTO!r})")
         with self._changing:
             wanted = [(self._require_loaded(n).at_rank(rank), weight) for n, weight, rank in asked]
-            return self._switch([(adapter, weight) for adapter, weight in wanted if weight])
+            return self._live.switch([(adapter, weight) for adapter, weight in wanted if weight])
 
     def disable_adapters(self) -> SwapStats:
         """Give the base back, to the bit."""
@@ -327,7 +302,7 @@ class Session:
     def delete_adapter(self, name: str) -> None:
         """Forget a loaded adapter; one that is active must be taken out first."""
         with self._changing:
-            self._require_open()
+            self._live.require_open()
             self._require_loaded(name)
             if self._scenarios is not None and name in self._scenarios.names:
                 raise UnsupportedError(
@@ -342,7 +317,7 @@ class Session:
     @contextmanager
     def using(self, name: str, weight: float = 1.0, rank: int | None = None) -> Iterator[Session]:
         """Make an adapter active in the block; what was active before comes back after it."""
-        before, was_auto = self._active, self._auto
+        before, was_auto = self._live.active, self._live.picks
         self.set_adapter(name, weight, rank)
         try:
             yield self
@@ -359,27 +334,22 @@ class Session:
     def differing_slots(self) -> list[str]:
         """Return the slots whose weights in use are not the base's; compares every value."""
         with self.held():
-            return self._weights.differing_slots()
+            return self._live.weights.differing_slots()
 
     @property
     def patch_bytes(self) -> int:
         """Memory that compiled adapters take beside the base."""
-        return self._weights.nbytes
+        return self._live.weights.nbytes
 
     def image_sha256(self) -> str:
         """Return the sha256 (hex) of the weights in use, as they lie in memory."""
         with self.held():
-            return self._weights.sha256()
+            return self._live.weights.sha256()
 
     def close(self) -> None:
         """Free the engine; the session cannot be used afterwards."""
-        with self._changing, self._lock.exclusive():
-            if self._closed:
-                return
-            self._closed = True
-            self._weights.close()
-            self._unfused.clear()
-            self._engine.close()
+        with self._changing:
+            self._live.close()
 
     def __enter__(self) -> Session:
         """Return the session itself."""
@@ -394,17 +364,17 @@ class Session:
             raise UnsupportedError(f"{AUTO!r} takes whole adapters: no weight, no rank")
         with self._changing:
             default = self._require_scenarios().default
-            return self._switch([(self._require_loaded(default), 1.0)], auto=True)
+            return self._live.switch([(self._require_loaded(default), 1.0)], picks=True)
 
     def _run_picked(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run with the adapters that the input asks for; nobody else can switch in between."""
         scenarios = self._require_scenarios()
         choice = scenarios.choose(inputs)
         with self.held() as engine:  # the usual case, in which runs go side by side
-            if self._auto and set(choice.conditions) == set(self.active_adapters):
-                return engine.run({**inputs, **self._fed.arrays})
+            if self._live.picks and set(choice.conditions) == set(self.active_adapters):
+                return engine.run({**inputs, **self._live.fed.arrays})
         with self._changing:
-            if self._auto:
+            if self._live.picks:
                 first = next(iter(self.active_adapters), "")
                 return scenarios.run(inputs, choice, self._run_as, first)
         return self.run(inputs)  # another adapter was set meanwhile
@@ -412,98 +382,38 @@ class Session:
     def _run_as(self, name: str, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run with one adapter, which stays active; the caller holds ``_changing``."""
         if list(self.active_adapters) != [name]:
-            self._switch([(self._require_loaded(name), 1.0)], auto=True)
+            self._live.switch([(self._require_loaded(name), 1.0)], picks=True)
         with self.held() as engine:
-            return engine.run({**inputs, **self._fed.arrays})
-
-    def _switch(self, active: Parts, *, auto: bool = False) -> SwapStats:
-        """Fuse ``active``; the caller holds ``_changing``."""
-        self._require_open()
-        fused, fed = self._prepared(active)
-        error = 0.0
-        if fused:  # may compile: not while runs wait
-            error = self._weights.prepare(fused).rounding_error
-        with self._lock.exclusive():
-            start = perf_counter()
-            written = self._swap(fused)
-            ms = (perf_counter() - start) * 1e3
-            self._active, self._fused, self._fed, self._auto = active, fused, fed, auto
-            self._weights.keep(fused)
-        return SwapStats(ms, written, self.route, error)
-
-    def _prepared(self, active: Parts) -> tuple[Parts, SlotInputs]:
-        """Return what is fused for ``active``, and what the sites are fed."""
-        return fusible(active, self.manifest), self._sites.inputs(active)
-
-    def _swap(self, parts: Parts) -> int:
-        """Swap; if that failed and could not be taken back, nothing may run any more."""
-        try:
-            return self._weights.swap(parts)
-        except EdgeLoraError:
-            self._broken = self._weights.damaged
-            raise
-
-    def _prove_effect(self, loaded: LoadedAdapter) -> None:
-        """Run a canary with and without ``loaded``; nobody else sees either."""
-        fused: Parts = ()
-        if low_precision_weights(loaded, self.manifest):
-            inputs = self._unfused.inputs(loaded)
-        else:
-            fused, inputs = self._prepared([(loaded, 1.0)])
-        if fused:
-            changed = self._weights.prepare(fused).changed
-            if not loaded.has_bottleneck:
-                require_changes(loaded, changed)
-            if not is_visible(loaded, self.manifest):
-                return  # the compiler's count of changes must do
-        with self._lock.exclusive():
-            try:
-                self._swap([])
-                base = self._engine.run(self._canary)
-                self._swap(fused)
-                adapted = self._engine.run({**self._canary, **inputs.arrays})
-            finally:
-                self._restore()
-        require_difference(loaded, base, adapted)
-
-    def _restore(self) -> None:
-        """Put back what was fused; if that fails, nothing may run any more."""
-        try:
-            self._swap(self._fused)
-        except BaseException:
-            self._broken = True
-            raise
+            return engine.run({**inputs, **self._live.fed.arrays})
 
     def _delete(self, names: Sequence[str]) -> None:
         """Drop adapters, none of them active; the caller holds ``_changing``."""
-        with self._lock.exclusive():
+        with self._live.lock.exclusive():
             for name in names:
                 self._forget(self._loaded.pop(name))
 
     def _forget(self, loaded: LoadedAdapter) -> None:
         """Free what is kept of an adapter, unless another loaded one does the same."""
         if all(other.file_hash != loaded.file_hash for other in self._loaded.values()):
-            self._weights.forget(loaded)
-            self._unfused.forget(loaded)
-            self._sites.forget(loaded)
+            self._live.forget(loaded)
 
     def _slot_inputs(self, name: str | None, rank: int | None) -> SlotInputs:
         """Return what one call is fed: for an unfused adapter, or for those that are active."""
         if name is None:
-            return self._fed
+            return self._live.fed
         self._require_base(name)
-        return self._unfused.inputs(self._require_loaded(name).at_rank(rank))
+        return self._live.unfused.inputs(self._require_loaded(name).at_rank(rank))
 
     def _require_base(self, name: str) -> None:
         self._require_loaded(name)
-        if self._active:
+        if self._live.active:
             raise UnsupportedError(
                 f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is "
                 "active; call disable_adapters() first"
             )
 
     def _require_scenarios(self) -> Scenarios:
-        self._require_open()
+        self._live.require_open()
         if self._scenarios is None:
             raise UnsupportedError("no scenario set is loaded; call load_scenarios() first")
         return self._scenarios
@@ -519,13 +429,4 @@ class Session:
             raise UnsupportedError(
                 f"'{self.folder}' has no slots, so no adapter can be loaded: it was not exported "
                 "for adapters. Export its model with: edge-lora export --base MODEL -o DIR"
-            )
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise UnsupportedError(f"the session over '{self.folder}' is closed")
-        if self._broken:
-            raise UnsupportedError(
-                f"a switch of the session over '{self.folder}' failed half way, so its weights are "
-                "no adapter's; open the bundle again"
             )

@@ -128,8 +128,10 @@ def test_a_batch_of_several_conditions_comes_back_in_order(session):
 def test_nothing_is_switched_while_the_choice_stays(session, monkeypatch):
     session.set_adapter("auto")
     switched = []
-    switch = session._switch
-    monkeypatch.setattr(session, "_switch", lambda *a, **k: switched.append(1) or switch(*a, **k))
+    switch = session._live.switch
+    monkeypatch.setattr(
+        session._live, "switch", lambda *a, **k: switched.append(1) or switch(*a, **k)
+    )
     for name in ("middle", "low", "low", "low", "high"):
         session.run(windows(name))
     assert len(switched) == 2

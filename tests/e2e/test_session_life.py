@@ -179,14 +179,14 @@ def test_a_session_that_cannot_go_back_after_a_canary_refuses_to_run(
     with open_bundle(mlp_bundle, threads=1) as session:
         session.load_adapter(make_mlp_adapter("low_rank", 1), "a")
         session.set_adapter("a")
-        swap = session._weights.swap
+        swap = session._live.weights.swap
 
         def stuck(parts):
             if [loaded.name for loaded, _ in parts] == ["a"]:
                 raise MemoryError
             return swap(parts)
 
-        monkeypatch.setattr(session._weights, "swap", stuck)
+        monkeypatch.setattr(session._live.weights, "swap", stuck)
         with pytest.raises(MemoryError):
             session.load_adapter(make_mlp_adapter("low_rank", 2), "b")
         with pytest.raises(UnsupportedError, match="open the bundle again"):
@@ -196,7 +196,7 @@ def test_a_session_that_cannot_go_back_after_a_canary_refuses_to_run(
 def test_nothing_stays_of_a_load_that_was_interrupted(mlp_bundle, make_mlp_adapter, x, monkeypatch):
     with open_bundle(mlp_bundle, threads=1) as session:
         with monkeypatch.context() as patch:
-            patch.setattr(session._engine, "run", _interrupted)
+            patch.setattr(session._live.engine, "run", _interrupted)
             with pytest.raises(KeyboardInterrupt):
                 session.load_adapter(make_mlp_adapter("low_rank", 1), "a")
         assert session.patch_bytes == 0
