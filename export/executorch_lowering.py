@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from edge_lora.bundle import TensorSpec
 from edge_lora.errors import UnsupportedError, list_all
-from edge_lora.export.executorch_quiet import quiet
+from edge_lora.export.executorch_quiet import native_log, quiet
 from edge_lora.export.plan import Plan
 
-with quiet():
+with quiet(), native_log():
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import (
         EdgeCompileConfig,

@@ -22,6 +22,8 @@ from edge_lora.export.plan import Plan, plan_generic
 from edge_lora.export.request import Exported, Request, require_causal_lm
 from edge_lora.export.slot_forms import lora_input_names
 from edge_lora.export.stages import Stages
+from edge_lora.export.transposed_linear import as_plain_linear
+from edge_lora.methods.base_slots import is_transformers_conv1d
 from edge_lora.slots import Slot
 
 logger = logging.getLogger(__name__)
@@ -87,8 +89,12 @@ def _branched(request: Request) -> list[Slot]:
         request.table[name]
         for name in request.names
         if name in request.branched
-        and all(isinstance(m, torch.nn.Linear) for m in request.weights[name].modules)
+        and all(_is_linear(module) for module in request.weights[name].modules)
     ]
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or is_transformers_conv1d(module)
 
 
 def _check(request: Request) -> None:
@@ -112,11 +118,13 @@ def _plan_and_lower(
     request: Request, linears: Linears, branched: Sequence[Slot]
 ) -> tuple[Plan, Lowered, int]:
     """Return the plan, what it became, and the length of the cache inside."""
+    weights = request.weights.values()
+    transposed = [m for weight in weights if weight.is_transposed for m in weight.modules]
     layers = {slot.name: request.weights[slot.name].modules for slot in branched}
 
     def finish(plan: Plan, largest: Mapping[str, int]) -> tuple[Plan, Lowered]:
         plan = with_slot_inputs(plan, branched, layers) if branched else plan
-        with in_8_bits(linears):
+        with in_8_bits(linears), as_plain_linear(transposed):
             return plan, lower(plan, {**largest, "rank": MAX_RANK})
 
     if request.task == "causal-lm":
@@ -179,6 +187,6 @@ def _choose(request: Request, readers: Mapping[str, list[Reader]]) -> tuple[str,
         raise UnsupportedError(
             f"{list_all(title, list(refused.values()))}\nLeave them out of slot_names"
         )
-    for reason in refused.values():
-        logger.warning("left out of the bundle: %s", reason)
+    if refused:
+        logger.warning("%s", list_all("left out of the bundle", list(refused.values())))
     return chosen

@@ -36,17 +36,21 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def native_log() -> Iterator[list[str]]:
-    """Divert what the C++ runtime writes to stderr; yields its lines, complete after the block."""
+    """Divert what the C++ runtime writes to stderr, by itself or through Python's.
+
+    Yields its lines, complete after the block.
+    """
     lines: list[str] = []
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile() as file, io.StringIO() as text:
         os.dup2(file.fileno(), 2)
         try:
-            yield lines
+            with contextlib.redirect_stderr(text):
+                yield lines
         finally:
-            sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
             file.seek(0)
-            lines += _NATIVE_LINE.findall(file.read().decode(errors="replace"))
+            written = file.read().decode(errors="replace") + text.getvalue()
+            lines += _NATIVE_LINE.findall(written)

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from edge_lora.bundle_program import ProgramSlot
 from edge_lora.errors import UnsupportedError, list_all
 from edge_lora.export.int8_linear import CODES
+from edge_lora.export.transposed_linear import WEIGHT
 from edge_lora.slots import Slot
 
 _LINEAR, _EMBEDDING = "aten.linear.default", "aten.embedding.default"
@@ -58,7 +59,7 @@ class Values:
 def readers_of(traced: ExportedProgram) -> dict[str, list[Reader]]:
     """Return what reads each parameter, by the parameter's name in ``traced``.
 
-    Codes of 8 bits go by the name of the weight that they stand for.
+    What stands for a weight (codes of 8 bits, a transposed copy) goes by that weight's name.
     """
     signature = traced.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -87,7 +88,7 @@ def _users(node: torch.fx.Node) -> Iterator[tuple[torch.fx.Node, torch.fx.Node]]
 
 def _weight_of(name: str) -> str:
     module, _, leaf = name.rpartition(".")
-    return f"{module}.weight".removeprefix(".") if leaf == CODES else name
+    return f"{module}.weight".removeprefix(".") if leaf in (CODES, WEIGHT) else name
 
 
 def refusal(slot: Slot, readers: Sequence[Reader], twins: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from edge_lora.export.executorch_quiet import native_log, quiet
 from edge_lora.export.parity import TOLERANCE, largest_error
 from edge_lora.export.plan import Case, Plan, flatten
 
-with quiet():
+with quiet(), native_log():
     from executorch.runtime import Runtime
 
 # Of 8-bit weights and activations: rounding is about 1 % in each layer; a wrong scale is over 1.

@@ -281,3 +281,32 @@ def test_only_required_inputs_are_listed_as_inputs(with_inputs):
     assert program.slots["table.weight"].lora_inputs is None
     assert program.max_rank == 64
     assert read_manifest(out).program == program
+
+
+class Transposed(torch.nn.Module):
+    """A layer of GPT-2, which stores (in, out)."""
+
+    def __init__(self):
+        from transformers.pytorch_utils import Conv1D
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = Conv1D(10, 6)
+        self.up.bias.data.normal_()
+
+    def forward(self, x):
+        return self.up(torch.relu(x))
+
+
+def test_a_transposed_weight_lies_in_the_slots_own_shape(tmp_path):
+    model = Transposed().eval()
+    x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    manifest = export_bundle(
+        model, tmp_path / "out", example_inputs={"x": x}, engines=("executorch",), progress=False
+    )
+    assert manifest.parity["executorch"] < 1e-5
+    assert list(model.up._buffers) == []
+    place = manifest.program.slots["up.weight"]
+    assert place.key == sha(model.up.weight.t()) + sha(model.up.bias)
+    weight = stored_weight(tmp_path / "out", manifest, "up.weight")
+    np.testing.assert_array_equal(weight, model.up.weight.t().detach())
