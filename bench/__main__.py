@@ -7,6 +7,7 @@ import sys
 
 FIGURES = (
     "parity", "exactness", "latency", "open", "swap", "unfused", "file_size", "memory", "codebook",
+    "executorch",
 )  # fmt: skip
 
 
