@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bench.common import OUT, language_feeds, made_up_adapter, manifest_of, report, smollm2_bundle
 from edge_lora.runtime import Session, open_bundle
-from edge_lora.runtime.bench.measure import Samples, interleave, time_once
+from edge_lora.runtime.bench.measure import Samples, device, interleave, time_once
 from edge_lora.runtime.generate import Decoder
 from edge_lora.runtime.text import tokenizer_of
 
@@ -47,7 +47,8 @@ def main(threads: int = 2, runs: int = 40) -> None:
     report(
         f"executorch_{threads}",
         rows,
-        f"{threads} threads, {runs} interleaved rounds, medians. Undone to the byte: {undone}. "
+        f"executorch {device()['executorch']}, {threads} threads, {runs} interleaved rounds, "
+        f"medians. Undone to the byte: {undone}. "
         f"Greedy decoding of {NEW_TOKENS} tokens with one adapter file in both engines: {told}",
     )
 

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edge_lora.errors import UnsupportedError
@@ -34,16 +34,23 @@ def write_report(report: BenchReport, path: Path) -> Path:
     return path
 
 
+def _rounding(errors: Mapping[str, float]) -> list[str]:
+    """Say what 8-bit weights took from adapters, if there are any."""
+    told = [f"{name} {error:.1%}" for name, error in errors.items() if error]
+    return [f"Taken from the adapters by rounding to 8 bits: {', '.join(told)}."] if told else []
+
+
 def markdown(report: BenchReport) -> str:
     """Return the table as Markdown, times in ms."""
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(_cell(row[c]) for c in _COLUMNS)} |" for row in report.rows()]
     context = report.context
-    where = context["device"]
+    where, engine = context["device"], context["engine"]
     lines += [
         "",
         f"Times in ms. {where['processor']}, {where['cores']} cores, {where['system']}, "
-        f"onnxruntime {where['onnxruntime']}, route {context['route']}, commit {where['commit']}.",
+        f"{engine} {where[engine]}, route {context['route']}, commit {where['commit']}.",
+        *_rounding(context["rounding_error"]),
         f"Base restored: {'yes' if context['base_restored'] else 'NO'}, "
         f"sha256 {context['image_sha256'][:16]}….",
         "Memory (anonymous, MiB): "
