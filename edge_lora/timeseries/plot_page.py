@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from edge_lora.timeseries.metrics import Errors
     from edge_lora.timeseries.plots import Example, Picture
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 210, 48, 22, 8  # of a drawing, in its own units
-Lines = Sequence[tuple[str, Sequence[float], Sequence[float]]]
+Lines = Sequence[tuple[str, range, Sequence[float] | NDArray[np.floating[Any]]]]
 """(class, x, y) of each line; the last lies on top."""
 _STYLE = """:root{color-scheme:light dark;--back:#fff;--text:#222;--grid:#ddd;--truth:#111;
 --c0:#c8472f;--c1:#2f6fb5;--c2:#4f9a4f;--c3:#8a5fb0;--c4:#b08a2f;--c5:#5f8f8f;--c6:#888}
@@ -63,7 +64,7 @@ def page(found: Picture) -> str:
 def _example(example: Example, colours: Mapping[str, str]) -> str:
     past, ahead = len(example.past), len(example.truth)
     x = range(past, past + ahead)
-    lines = [(colours[name], x, values) for name, values in example.forecasts.items()]
+    lines: Lines = [(colours[name], x, values) for name, values in example.forecasts.items()]
     truth = ("truth", range(past + ahead), [*example.past, *example.truth])
     hits = [
         f"{_time(example.times[past + i])}: truth {example.truth[i]:.5g}"
@@ -94,8 +95,8 @@ def _drawing(
     """Return an SVG of lines over whole x; ``hits`` are what hovering from ``first`` on tells."""
     xs = np.concatenate([np.asarray(x, np.float64) for _, x, _ in lines])
     ys = np.concatenate([np.asarray(y, np.float64) for _, _, y in lines])
-    left, right = xs.min(), max(xs.max(), xs.min() + 1)
-    low, high = (0.0 if zero else ys.min()), ys.max()
+    left, right = float(xs.min()), float(max(xs.max(), xs.min() + 1))
+    low, high = (0.0 if zero else float(ys.min())), float(ys.max())
     high = high if high > low else low + 1.0
     across = (WIDTH - LEFT - 4) / (right - left)
     up = (HEIGHT - TOP - BOTTOM) / (high - low)
@@ -118,8 +119,10 @@ def _drawing(
         )
     if not zero:
         parts.append(f"<path class='now' d='M{at(first):.1f} {TOP}V{HEIGHT - BOTTOM}' />")
-    for name, x, y in lines:
-        points = "L".join(f"{at(a):.1f} {height(b):.1f}" for a, b in zip(x, y, strict=True))
+    for name, x_values, y_values in lines:
+        points = "L".join(
+            f"{at(a):.1f} {height(b):.1f}" for a, b in zip(x_values, y_values, strict=True)
+        )
         parts.append(f"<path class={name} d='M{points}' />")
     parts += [
         f"<rect class=hit x={at(first + i - 0.5):.1f} y={TOP} width={across:.2f} "
