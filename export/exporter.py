@@ -99,7 +99,7 @@ def export_bundle(
         sites: Globs over module names, ``"*.mlp"`` or ``"*.norm->*.mlp"`` (a branch that reads the
             input of another module), where adapters may put a bottleneck. Default: nowhere.
         program_weights: Of an ExecuTorch program. "int8-dynamic": linear layers in 8 bits with a
-            scale per row; activations are quantised at every run.
+            scale per row; activations are quantised at every run. Tied weights stay fp32.
         cache_length: Positions of the KV cache inside an ExecuTorch program: prompt and answer
             together. Default: the model's context, at most 1024.
         base_id: Readable name of the base. Default: its config's name or its class.
