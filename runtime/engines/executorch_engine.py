@@ -22,11 +22,16 @@ from numpy.typing import NDArray
 
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.bundle_program import ITEM_BYTES, ProgramSlot
-from edge_lora.errors import EdgeLoraError, UnsupportedError, list_all
+from edge_lora.errors import BundleError, EdgeLoraError, UnsupportedError, list_all
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
-from edge_lora.runtime.engines.program_memory import Bytes, ProgramMemory, shapes_of
+from edge_lora.runtime.engines.program_memory import (
+    Bytes,
+    ProgramMemory,
+    require_outside_description,
+    shapes_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +179,7 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
     """Open a bundle's program in ExecuTorch; ``folder`` may be the program file itself.
 
     Raises:
+        BundleError: If a slot does not lie among the program's data.
         UnsupportedError: If the route is not possible here.
     """
     assert manifest.program is not None
@@ -184,7 +190,12 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
     if route == "unpacked" and (packed or not slots):
         raise UnsupportedError(f"the program packs the weights of {packed} slots")
     path = folder / manifest.program.file if folder.is_dir() else folder
-    return ExecuTorchEngine(path, manifest, route, threads)
+    if slots:
+        require_outside_description(path, manifest.program.slots)
+    try:
+        return ExecuTorchEngine(path, manifest, route, threads)
+    except BundleError as error:
+        raise BundleError(f"'{path}' cannot be opened: {error}") from error
 
 
 def _zeros(manifest: Manifest, name: str, slot: ProgramSlot) -> dict[str, NDArray[np.float32]]:

@@ -14,7 +14,7 @@ import pytest
 
 from edge_lora import Adapter, BaseIdentity, Delta, Dense
 from edge_lora.bundle import hash_file, read_manifest, write_manifest
-from edge_lora.errors import EdgeLoraError, UnsupportedError
+from edge_lora.errors import BundleError, EdgeLoraError, UnsupportedError
 from edge_lora.runtime import open_bundle
 
 pytest.importorskip("edge_lora_executorch")
@@ -209,6 +209,17 @@ def test_weights_that_only_look_as_if_they_were_read_in_place_are_found_out(
         session.set_adapter("other")
         assert np.abs(output(session) - official(bundle)).max() > 0.1
     assert "route 'reload' is in use instead of 'packed'" in caplog.text
+
+
+@pytest.mark.parametrize("route", ["packed", "reload"])
+def test_weights_in_the_programs_description_are_refused(bundle, route, tmp_path):
+    """An adapter for such a slot would rewrite what the engine executes."""
+    shutil.copytree(bundle, tmp_path / "forged")
+    document = json.loads((bundle / "bundle.json").read_text())
+    document["executorch"]["slots"]["table.weight"]["offset"] = 64
+    (tmp_path / "forged" / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"table\.weight: at 64, data begin at"):
+        open_bundle(tmp_path / "forged", threads=1, route=route)
 
 
 def test_names_of_packed_weights_that_are_not_there_are_refused(bundle, tmp_path):

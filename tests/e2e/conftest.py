@@ -1,5 +1,6 @@
 """A tiny exported language model and adapters for it, made once per test run."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -49,15 +50,25 @@ def bundle(torch_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def program_bundle(torch_model, tmp_path_factory):
-    """Return the tiny language model as an ExecuTorch program over the same slots."""
+    """Return the tiny language model as an ExecuTorch program over the same slots.
+
+    Lowering takes long, so the workers of one test run share it.
+    """
     pytest.importorskip("edge_lora_executorch")
+    import fcntl
+
     from edge_lora.export import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny-program"
-    export_bundle(
-        torch_model, folder, task="causal-lm", slots="inputs", engines=("executorch",),
-        progress=False,
-    )  # fmt: skip
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "tiny-program"
+    with (root / "tiny-program.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "bundle.json").is_file():
+            export_bundle(
+                torch_model, folder, task="causal-lm", slots="inputs", engines=("executorch",),
+                progress=False,
+            )  # fmt: skip
     return folder
 
 
