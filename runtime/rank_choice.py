@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -65,7 +64,7 @@ def measure(
             engine.run_values({**feeds, **inputs})
             if turn >= _WARM_UPS:
                 times[rank].append((perf_counter() - start) * 1e3)
-    return {rank: median(values) for rank, values in times.items()}
+    return {rank: float(np.median(values)) for rank, values in times.items()}
 
 
 def choose(name: str, latencies: Mapping[int, float], budget_ms: float) -> int:

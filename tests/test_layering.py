@@ -13,7 +13,7 @@ PACKAGES = {
     "edge_lora": ROOT / "edge_lora",
 }
 TORCH = {"torch", "transformers", "accelerate", "onnx", "onnxscript", "onnx_ir", "peft"}
-ENGINES = {"onnxruntime", "executorch"}
+ENGINES = {"onnxruntime", "executorch", "edge_lora_executorch"}
 
 MAY_IMPORT = {
     "nouns": {"nouns"},
