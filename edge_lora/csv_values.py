@@ -16,9 +16,9 @@ _EPOCH = datetime(1970, 1, 1)
 
 
 def read_date(text: str) -> datetime | None:
-    """Return the date that a text is, or None; a whole number is none."""
+    """Return the date that a text is, or None; a number is none, though ISO 8601 reads some."""
     text = text.strip()
-    if text.isdecimal():
+    if read_number(text) is not None:
         return None
     try:
         return datetime.fromisoformat(text)
@@ -49,12 +49,14 @@ def read_seconds(text: str) -> float | None:
 def read_number(text: str) -> float | None:
     """Return a value, NaN where it is missing, None where it is no number.
 
-    >>> read_number("1.5"), read_number("n/a"), read_number("1,5")
-    (1.5, nan, None)
+    >>> read_number("1.5"), read_number("n/a"), read_number("1,5"), read_number("1_5")
+    (1.5, nan, None, None)
     """
     text = text.strip()
     if text.lower() in _MISSING:
         return math.nan
+    if "_" in text:  # a separator of digits in Python's source, and in no data
+        return None
     try:
         return float(text)
     except ValueError:
