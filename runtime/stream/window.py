@@ -47,7 +47,7 @@ class Window:
         Args:
             time: In seconds; after the one before.
             value: Finite in fp32; anything else is refused.
-            fill: Longest gap, in rows, to fill by a straight line.
+            fill: Longest gap, in rows, to fill by a straight line; no longer than the window.
 
         Returns:
             What is wrong with it, or nothing. A value without a problem of its own is kept: after a
@@ -63,11 +63,12 @@ class Window:
             return "its time is not after the last one"
         if math.isnan(self.step):
             self.step = gap
-        rows = round(gap / self.step)
+        steps = gap / self.step
+        rows = round(steps) if math.isfinite(steps) else 0
         if rows < 1 or abs(gap - rows * self.step) > JITTER * self.step:
             told = f"{gap:g} s after the last one, usual is {self.step:g} s"
-        elif rows - 1 > fill:
-            told = f"{rows - 1} row{'s are' if rows > 2 else ' is'} missing before it"
+        elif rows - 1 > min(fill, len(self._ring)):
+            told = f"{rows - 1:g} row{'s are' if rows > 2 else ' is'} missing before it"
         else:
             for i in range(1, rows):
                 self._push(self.newest + (value - self.newest) / (rows - i + 1))

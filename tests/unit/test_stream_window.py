@@ -103,3 +103,26 @@ def test_after_a_gap_the_next_full_window_is_due():
         window.add(time, 0.0)
         due.append(window.is_due(100))
     assert due == [False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "times", [[0.0, 5e-324, 1e10], [-1.7e308, 1.7e308], [0.0, 1.0, 1e300], [0.0, 1e-9, 1.7e308]]
+)
+def test_times_beyond_all_bounds_start_anew(times):
+    window = Window(3)
+    *first, last = times
+    assert [window.add(time, 0.0) for time in first] == [""] * len(first)
+    assert window.add(last, 7.0, fill=10).endswith("its window starts anew")
+    assert window.newest == 7.0
+    assert math.isnan(window.step)
+
+
+def test_no_more_rows_are_filled_than_a_window_has():
+    window = Window(4)
+    for time in (0.0, 1.0):
+        window.add(time, 0.0)
+    assert window.add(6.0, 5.0, fill=10**9) == ""
+    np.testing.assert_allclose(content(window, 4), [2, 3, 4, 5])
+    assert (
+        window.add(12.0, 5.0, fill=10**9) == "5 rows are missing before it; its window starts anew"
+    )
