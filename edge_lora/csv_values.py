@@ -11,8 +11,18 @@ TIME_FORMATS = ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y %H:
 """Tried after ISO 8601."""
 LARGEST = float(np.finfo(np.float32).max)
 STEP_TOLERANCE = 1e-6  # relative: times may be rounded decimals
+LONGEST_SHOWN = 60
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
 _EPOCH = datetime(1970, 1, 1)
+
+
+def shown(text: str) -> str:
+    """Return a cell as a message names it: quoted, and cut if it is long.
+
+    >>> shown("pump"), len(shown("x" * 10**6))
+    ("'pump'", 63)
+    """
+    return repr(text) if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]!r}…"
 
 
 def read_date(text: str) -> datetime | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_lora.csv_values import read_number, read_seconds
+from edge_lora.csv_values import read_number, read_seconds, shown
 from edge_lora.errors import UnsupportedError
 
 Form = Literal["auto", "wide", "long"]
@@ -20,6 +21,7 @@ LONG_COLUMNS = ("series", "value")
 """Beside the time, in any order: what makes a head line that of a long file."""
 TIME_NAMES = ("time", "date", "datetime", "timestamp")
 """The first of these is the time column, else the first column is."""
+NAMES_SHOWN = 8  # a head line may have thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class RowReader:
         self._at = 0  # of the time
         self._places: tuple[int, int] | None = None  # of series and value, if long
         self._line = 0
+        self._has_time = False  # was any read in the time column?
 
     def read(self, text: str) -> Row | None:
         """Return the row of the next line; None if it has none.
@@ -68,8 +71,7 @@ class RowReader:
             UnsupportedError: If the first line is no head line.
         """
         self._line += 1
-        if self._line == 1:
-            text = text.removeprefix("\ufeff")
+        text = text.removeprefix("\ufeff")  # at the start of a file, which may follow another
         if not text.strip():
             return None
         try:
@@ -85,6 +87,10 @@ class RowReader:
             return None
         return self._row(cells)
 
+    def restart(self) -> None:
+        """Count lines anew: what follows is another file, under the same head until it has one."""
+        self._line = 0
+
     def _row(self, cells: Sequence[str]) -> Row | None:
         if len(cells) != len(self._head):
             self._bad(f"{len(cells)} columns, the head line has {len(self._head)}")
@@ -92,8 +98,12 @@ class RowReader:
         label = cells[self._at].strip()
         time = read_seconds(label)
         if time is None:
-            self._bad(f"{label!r} in column {self._head[self._at]!r} is not a time")
+            other = "" if self._has_time or self._time else "; name its column with --time"
+            self._bad(
+                f"{shown(label)} in column {shown(self._head[self._at])} is not a time{other}"
+            )
             return None
+        self._has_time = True
         values = self._values(cells)
         return Row(self._line, time, label, values) if values else None
 
@@ -111,7 +121,7 @@ class RowReader:
         for series, text in named:
             number = read_number(text)
             if number is None or math.isinf(number):
-                self._on_problem(self._line, series, f"{text.strip()!r} is not a number")
+                self._on_problem(self._line, series, f"{shown(text.strip())} is not a number")
             elif not series:
                 self._on_problem(self._line, "", "it names no series")
             else:
@@ -131,8 +141,9 @@ class RowReader:
         if problem:
             self._bad(problem)
         elif head != self._head:
-            new = ", ".join(name for name in head if name not in self._head) or "none"
-            gone = ", ".join(name for name in self._head if name not in head) or "none"
+            before, now = set(self._head), set(head)
+            new = _names(name for name in head if name not in before)
+            gone = _names(name for name in self._head if name not in now)
             self._bad(f"the columns change here; new: {new}; gone: {gone}")
             self._take(head)
 
@@ -155,15 +166,26 @@ class RowReader:
 
 def _head_problem(head: Sequence[str], time: str | None, form: Form) -> str:
     """Return why a line cannot name columns, or nothing."""
+    if any("\r" in name for name in head):
+        return "carriage returns alone end its lines; write them with line feeds"
     if len(head) < 2:
-        return f"a head line names a time column and others, separated by commas: {head}"
+        found = ", ".join(map(shown, head))
+        return f"a head line names a time column and others, separated by commas: {found}"
     if all(read_number(name) is not None or read_seconds(name) is not None for name in head):
-        return f"there is no head line: {', '.join(head[:4])} are values, not names"
-    twice = sorted({name for name in head if head.count(name) > 1})
-    if twice or "" in head:
-        return f"columns without a name of their own: {', '.join(map(repr, twice or ['']))}"
+        return f"there is no head line: {_names(head)} are values, not names"
+    twice = [name for name, times in Counter(head).items() if times > 1 or not name]
+    if twice:
+        return f"columns without a name of their own: {_names(twice)}"
     if time is not None and time not in head:
-        return f"there is no column {time!r}; there are: {', '.join(head)}"
+        return f"there is no column {shown(time)}; there are: {_names(head)}"
     if form == "long" and len(head) != 3:
-        return f"a long file has the columns time, series, value; this one has {', '.join(head)}"
+        return f"a long file has the columns time, series, value; this one has {_names(head)}"
     return ""
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return the first few of ``names``, each quoted, and how many more there are."""
+    found = list(names)
+    more = len(found) - NAMES_SHOWN
+    told = ", ".join(map(shown, found[:NAMES_SHOWN])) or "none"
+    return f"{told} and {more:,} more" if more > 0 else told

@@ -1,4 +1,5 @@
 import math
+from time import perf_counter
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_a_second_head_line_changes_the_columns():
         {"a": 2, "b": 2},
         {"a": 3, "c": 3},
     ]
-    assert problems == [(5, "", "the columns change here; new: c; gone: b")]
+    assert problems == [(5, "", "the columns change here; new: 'c'; gone: 'b'")]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,13 @@ def test_a_second_head_line_changes_the_columns():
         (
             "time",
             "auto",
-            "a head line names a time column and others, separated by commas: ['time']",
+            "a head line names a time column and others, separated by commas: 'time'",
         ),
-        ("time,a", "long", "a long file has the columns time, series, value; this one has time, a"),
+        (
+            "time,a",
+            "long",
+            "a long file has the columns time, series, value; this one has 'time', 'a'",
+        ),
     ],
 )
 def test_a_bad_second_head_line_is_named_and_the_first_stays(head, form, message):
@@ -119,7 +124,7 @@ def test_a_bad_second_head_line_is_named_and_the_first_stays(head, form, message
     ("head", "message"),
     [
         ("time", "line 1: a head line names a time column and others"),
-        ("1,2,3", "line 1: there is no head line: 1, 2, 3 are values"),
+        ("1,2,3", "line 1: there is no head line: '1', '2', '3' are values"),
         ("2020-01-01,2,3", "line 1: there is no head line"),
         ("time,a,a", "line 1: columns without a name of their own: 'a'"),
         ("time,a,", "line 1: columns without a name of their own: ''"),
@@ -130,6 +135,67 @@ def test_a_stream_needs_a_head_line(head, message):
         read(f"{head}\n")
 
 
+@pytest.mark.parametrize("head", ["time,a\r1,2\r2,3", "time\ra"])
+def test_lines_that_end_in_carriage_returns_alone_are_refused(head):
+    with pytest.raises(UnsupportedError, match="line 1: carriage returns alone end its lines"):
+        RowReader(print).read(head)
+
+
+def test_a_head_line_of_many_columns_is_read_and_compared_at_once():
+    """Comparing each name with each would take minutes."""
+    problems, count = [], 100_000
+    reader = RowReader(lambda *problem: problems.append(problem))
+    begin = perf_counter()
+    for letter in "ab":
+        reader.read("time," + ",".join(f"{letter}{i}" for i in range(count)))
+    reader.read("time," + "c," * count)
+    assert perf_counter() - begin < 5
+    changed, twice = (what for _, _, what in problems)
+    assert changed == (
+        "the columns change here; new: 'b0', 'b1', 'b2', 'b3', 'b4', 'b5', 'b6', 'b7' and 99,992 "
+        "more; gone: 'a0', 'a1', 'a2', 'a3', 'a4', 'a5', 'a6', 'a7' and 99,992 more"
+    )
+    assert twice == "columns without a name of their own: 'c', ''"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [["x" * 10**6], ["time,a", "1," + "x" * 10**6], ["time,a", "x" * 10**6 + ",1"],
+     ["time,a", "time," + "x" * 10**6]],
+)  # fmt: skip
+def test_messages_stay_short(lines):
+    told = []
+    reader = RowReader(lambda line, series, what: told.append(what))
+    try:
+        for line in lines:
+            reader.read(line)
+    except UnsupportedError as error:
+        told.append(str(error))
+    assert len(told) == 1
+    assert len(told[0]) < 200
+
+
+def test_a_file_that_follows_begins_at_line_1_and_may_have_a_mark():
+    problems = []
+    reader = RowReader(lambda *problem: problems.append(problem))
+    for line in ("\ufefftime,a", "1,1"):
+        reader.read(line)
+    reader.restart()
+    for line in ("\ufefftime,b", "2,x"):
+        reader.read(line)
+    assert problems == [
+        (1, "", "the columns change here; new: 'b'; gone: 'a'"),
+        (2, "b", "'x' is not a number"),
+    ]
+
+
+def test_the_time_column_can_be_named_while_no_time_was_read():
+    hint = "; name its column with --time"
+    problems = read("date,time,a\n2020-01-01,noon,1\n2020-01-02,1,1\n2020-01-03,noon,1\n")[1]
+    told = "'noon' in column 'time' is not a time"
+    assert [what for _, _, what in problems if "noon" in what] == [told + hint, told]
+
+
 def test_a_time_column_that_is_not_there():
-    with pytest.raises(UnsupportedError, match="there is no column 'when'; there are: time, a"):
+    with pytest.raises(UnsupportedError, match="there is no column 'when'; there are: 'time', 'a'"):
         read("time,a\n", time="when")
