@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 
 from edge_lora.errors import UnsupportedError
@@ -32,22 +33,44 @@ def lines_of(descriptor: int) -> Iterator[list[str]]:
         yield [_text(rest)]
 
 
-def lines_of_growing(path: Path) -> Iterator[list[str]]:
+def lines_of_growing(
+    path: Path, on_restart: Callable[[], None] = lambda: None
+) -> Iterator[list[str]]:
     """Yield the lines of a file, and those that are appended to it later; never ends.
 
-    A file that was cut short, or replaced by another, is read from its start.
+    Args:
+        path: A file that was cut short is read from its start. One that was replaced by another is
+            read to its end before that.
+        on_restart: Is called before a file is read from its start again.
     """
     while True:
-        with path.open("rb", buffering=0) as file:
-            rest = b""
-            while not _is_other(file.fileno(), path, file.tell()):
-                data = file.read(CHUNK_BYTES)
-                if not data:
-                    time.sleep(POLL_S)
-                    continue
-                lines, rest = _split(rest + data)
-                if lines:
-                    yield lines
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:  # moved away a moment ago
+            time.sleep(POLL_S)
+            continue
+        with file:
+            yield from _until_other(file, path)
+        on_restart()
+
+
+def _until_other(file: FileIO, path: Path) -> Iterator[list[str]]:
+    """Yield the lines of an open file until there is another at ``path``."""
+    rest, is_other = b"", False
+    while True:
+        data = file.read(CHUNK_BYTES)
+        if data:
+            lines, rest = _split(rest + data)
+            if lines:
+                yield lines
+        elif is_other:  # and what was written before it was replaced is read
+            break
+        else:
+            is_other = _is_other(file.fileno(), path, file.tell())
+            if not is_other:
+                time.sleep(POLL_S)
+    if rest:
+        yield [_text(rest)]
 
 
 def _split(data: bytes) -> tuple[list[str], bytes]:

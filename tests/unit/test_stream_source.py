@@ -53,6 +53,25 @@ def test_a_growing_file_is_followed(tmp_path, quick):
     assert next_within(chunks) == ["bc", "d"]
 
 
+def test_a_file_is_read_to_its_end_before_the_one_that_replaced_it(tmp_path, quick, monkeypatch):
+    path, restarts, slept = tmp_path / "x", [], []
+
+    def rotate(_):
+        """Write the last lines and replace the file, all while the reader sleeps."""
+        if not slept:
+            with path.open("a") as file:
+                file.write("2\n3\nno end")
+            path.rename(tmp_path / "x.1")
+            path.write_text("4\n")
+        slept.append(1)
+
+    path.write_text("1\n")
+    monkeypatch.setattr(source.time, "sleep", rotate)
+    chunks = source.lines_of_growing(path, lambda: restarts.append(len(slept)))
+    assert [next_within(chunks) for _ in range(4)] == [["1"], ["2", "3"], ["no end"], ["4"]]
+    assert restarts == [1]
+
+
 @pytest.mark.parametrize("how", ["cut short", "replaced"])
 def test_another_file_is_read_from_its_start(tmp_path, quick, how):
     path, other = tmp_path / "x", tmp_path / "y"
