@@ -18,6 +18,8 @@ from edge_lora.runtime.stream.window import JITTER, Window
 
 log = logging.getLogger(__name__)
 
+MOST_TOGETHER = 64  # windows of a run: what the base computes in between takes memory for each
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Forecast:
@@ -55,7 +57,7 @@ class Forecasts:
     """The last window of every series, and the adapter that it is forecast with.
 
     A series begins to be forecast when its window is full. Values of one row that need the same
-    adapter are forecast in one run. What is wrong with a value is said once, by ``on_problem``, and
+    adapter are forecast together, 64 to a run. What is wrong with a value is said once, by ``on_problem``, and
     concerns its own series alone; a caller that wants to stop raises there.
 
     Not safe to use from several threads. The session is this object's own while it is in use.
@@ -203,7 +205,7 @@ class Forecasts:
             return []
         if path is not None:
             self._compare_steps(path, names)
-        size = 1 if isinstance(self._input.shape[0], int) else len(names)
+        size = 1 if isinstance(self._input.shape[0], int) else MOST_TOGETHER
         made = []
         for first in range(0, len(names), size):
             some = names[first : first + size]

@@ -144,6 +144,23 @@ def test_series_of_one_adapter_are_one_run(bundle, adapters):
         )
 
 
+def test_a_run_has_a_bounded_batch(bundle, adapters, monkeypatch):
+    rng = np.random.default_rng(0)
+    series = {f"s{i}": rng.standard_normal(WINDOW).astype(np.float32) for i in range(150)}
+    sizes = []
+    with open_bundle(bundle, threads=1) as session:
+        run_session = session.run
+        monkeypatch.setattr(session, "run", lambda x: sizes.append(len(x["x"])) or run_session(x))
+        stream_of = Forecasts(session, {"*": adapters["fan"]})
+        for i in range(WINDOW):
+            made = stream_of.push_row(i * STEP, {n: float(v[i]) for n, v in series.items()})
+    assert sizes == [64, 64, 22]
+    assert [forecast.series for forecast in made] == list(series)
+    for forecast in made:
+        want = by_torch(adapters["fan"], series[forecast.series])
+        np.testing.assert_allclose(forecast.values, want, rtol=2e-5, atol=2e-6)
+
+
 def test_eviction_keeps_results_right_and_the_budget(bundle, adapters):
     rng = np.random.default_rng(1)
     series = {name: rng.standard_normal(WINDOW + 3).astype(np.float32) for name in adapters}
