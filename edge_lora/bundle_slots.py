@@ -38,6 +38,8 @@ class StoredSlot:
         lora_inputs: Names of the optional graph inputs a (in, rank) and b (rank, out), if exported;
             of a convolution two kernels, a (rank, in, …) and b (out, rank, 1, …).
         gain_input: Name of the optional graph input (out,) that multiplies the base's product.
+        is_input: Whether the graph has the weight itself as an optional input, so that no engine
+            may pack it, fold it away or copy it.
     """
 
     file: str
@@ -47,6 +49,7 @@ class StoredSlot:
     operators: tuple[str, ...] = ()
     lora_inputs: tuple[str, str] | None = None
     gain_input: str | None = None
+    is_input: bool = False
 
     @property
     def is_table(self) -> bool:
@@ -95,6 +98,9 @@ def read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> St
     if pair is not None and len(texts(pair, "lora_inputs", where)) != 2:
         raise BundleError(f"{where}: 'lora_inputs' must be two names")
     gain = record.get("gain_input")
+    is_input = record.get("is_input", False)
+    if type(is_input) is not bool:
+        raise BundleError(f"{where}: 'is_input' must be true or false")
     if file not in files:
         raise BundleError(f"{where}: its file {file!r} is not listed or its record is damaged")
     room = files[file].size - math.prod(slot.shape) * VALUE_DTYPES[slot.dtype].itemsize
@@ -108,4 +114,5 @@ def read_place(value: object, slot: Slot, files: Mapping[str, FileRecord]) -> St
         operators=texts(record.get("operators", []), "operators", where),
         lora_inputs=(pair[0], pair[1]) if pair is not None else None,
         gain_input=text(gain, "gain_input", where) if gain is not None else None,
+        is_input=is_input,
     )

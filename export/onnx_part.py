@@ -21,6 +21,7 @@ from edge_lora.export.site_markers import marking
 from edge_lora.export.slot_forms import gain_input_name, lora_input_names
 from edge_lora.export.slot_graph import AddSlotInputs
 from edge_lora.export.stages import Stages
+from edge_lora.export.unfoldable import HideValues, slots_to_hide
 from edge_lora.export.verify import verify_outputs
 from edge_lora.export.weights import write_weights
 from edge_lora.slots import Slot
@@ -44,6 +45,9 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
         if request.slots == "inputs":
             branched = [slot for slot in chosen if slot.name in request.branched]
             AddSlotInputs(branched, request.slot_forms)(graph)
+        weights = {name: weight.tensor for name, weight in request.weights.items()}
+        hidden = slots_to_hide(graph.graph, chosen, request.table.values(), weights)
+        HideValues(hidden)(graph)
     with stages("write weights"):
         stored = _write_graph(graph, folder, chosen)
     with stages("verify against torch"):
@@ -121,6 +125,7 @@ def _write_graph(model: ir.Model, folder: Path, slots: Sequence[Slot]) -> dict[s
             operators=tuple(sorted({node.op_type for node, _ in value.uses()})),
             lora_inputs=pair if pair[0] in inputs else None,
             gain_input=gain if gain in inputs else None,
+            is_input=slot.name in inputs,
         )
     return stored
 

@@ -183,10 +183,16 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
 
     Raises:
         UnsupportedError: If the route is not possible here.
+        BundleError: If the engine may fold a slot away, whatever the route.
     """
     others = sorted({s.dtype for s in manifest.weights.values()} - {"F32"})
     if others and route != "reload":
         raise UnsupportedError(f"slots of dtype {others} cannot be patched in place yet, only F32")
+    fp32 = {n: slot for n, slot in manifest.weights.items() if slot.dtype == "F32"}
+    small = [name for name, slot in fp32.items() if slot.kind == "other"]
+    if foldable := [name for name in small if not manifest.stored[name].is_input]:
+        title = "slots that ONNX Runtime may fold away, from an older export"
+        raise BundleError(f"{list_all(title, foldable)}\nExport the bundle again")
     return OnnxRuntimeEngine(folder, manifest, route, threads)
 
 

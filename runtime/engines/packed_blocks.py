@@ -9,7 +9,6 @@ value in that layout; nothing is assumed that was not compared.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -36,7 +35,12 @@ changing_blocks = threading.RLock()
 
 def is_packed(slot: Slot, place: StoredSlot) -> bool:
     """Whether the engine keeps its own packed copy and nothing else of this weight."""
-    return slot.kind != "other" and set(place.operators) <= _PACKING
+    return may_pack(slot, place) and set(place.operators) <= _PACKING
+
+
+def may_pack(slot: Slot, place: StoredSlot) -> bool:
+    """Whether the engine may keep a packed copy of this weight at all."""
+    return slot.kind != "other" and not place.is_input
 
 
 def require_allocator() -> None:
@@ -74,22 +78,21 @@ def bind_packed_blocks(image: Image, manifest: Manifest, version: str, blocks: B
         version: Of the engine.
         blocks: Those of this session and no other.
     """
-    problems = []
-    twins = Counter(slot.sha256 for slot in manifest.weights.values())
-    free = dict(blocks)
+    problems, free = [], dict(blocks)
     for name, place in manifest.stored.items():
         slot = manifest.slots[name]
-        if slot.kind == "other" or not set(place.operators) & _PACKING:
-            continue
-        if twins[slot.sha256] > 1:
-            problems.append(f"{name}: another slot has the same values, their blocks look alike")
+        if not may_pack(slot, place) or not set(place.operators) & _PACKING:
             continue
         out_features, in_features = matrix_shape(slot.shape)
         layout = packed_layout(in_features, out_features, version)
-        address = _bind(image, name, layout, free)
-        if address is None:
+        found = _bind(image, name, layout, free)
+        if not found:
             problems.append(f"{name}: no block holds its weight")
-        else:
+        if len(found) > 1:
+            problems.append(
+                f"{name}: {len(found)} blocks look alike, other weights have its values"
+            )
+        for address in found:
             del free[address]
     return problems
 
@@ -140,10 +143,15 @@ def _probe(in_features: int, out_features: int) -> Layout:
     )
 
 
-def _bind(image: Image, name: str, layout: Layout, free: dict[int, int]) -> int | None:
-    """Bind the block that holds the slot's weight and return its address, or None."""
+def _bind(image: Image, name: str, layout: Layout, free: Blocks) -> list[int]:
+    """Bind every free block that may hold the slot's weight; return where: one, or it has failed.
+
+    Another layer's may look the same: it need not be a slot, nor of this shape if all values are 0.
+    The engine may also share one block among equal weights; then the second slot finds none left.
+    """
     least = layout.elements * 4
-    for address, size in free.items():
-        if least <= size < least + 4096 and image.add_place(name, layout, address, size):
-            return address
-    return None
+    return [
+        address
+        for address, size in free.items()
+        if least <= size < least + 4096 and image.add_place(name, layout, address, size)
+    ]

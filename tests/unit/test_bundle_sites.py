@@ -125,6 +125,10 @@ BROKEN = {
         lambda r: r["slots"][0]["stored"].update(gain_input=2),
         "slot q.weight: 'gain_input' is 2",
     ),
+    "is_input a word": (
+        lambda r: r["slots"][0]["stored"].update(is_input="yes"),
+        "slot q.weight: 'is_input' must be true or false",
+    ),
 }
 
 
