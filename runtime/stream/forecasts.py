@@ -57,8 +57,8 @@ class Forecasts:
     """The last window of every series, and the adapter that it is forecast with.
 
     A series begins to be forecast when its window is full. Values of one row that need the same
-    adapter are forecast together, 64 to a run. What is wrong with a value is said once, by ``on_problem``, and
-    concerns its own series alone; a caller that wants to stop raises there.
+    adapter are forecast together, 64 to a run. What is wrong with a value is said once, by
+    ``on_problem``, and concerns its own series alone; a caller that wants to stop raises there.
 
     Not safe to use from several threads. The session is this object's own while it is in use.
     """

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_lora.csv_values import LARGEST
 from edge_lora.runtime.adapters import read_file
 from edge_lora.runtime.session import Session
 
 HEADER_BYTES = 1700  # of a loaded adapter beside its patch: measured over 1,000 in CPython 3.11
 OTHERS = "*"
 """Stands for all series that are not named."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    """An adapter in memory: its name in the session, and ``Residents.step_of`` it."""
+
+    name: str
+    step: float | None
 
 
 class Residents:
@@ -26,7 +36,7 @@ class Residents:
         """Run each series of ``adapters`` with its file, all others with that of "*", if any."""
         self._session = session
         self._paths = {series: Path(path).absolute() for series, path in adapters.items()}
-        self._loaded: dict[Path, str] = {}  # path -> name in the session, in order of last use
+        self._loaded: dict[Path, _Resident] = {}  # in order of last use
         self._current: Path | None = None
         self.loads = self.evictions = 0
         session.disable_adapters()
@@ -67,26 +77,35 @@ class Residents:
                 self._session.disable_adapters()
                 self._current = None
             return None
-        name = self._loaded.pop(path, None)
-        if name is None:
-            name = self._session.load_adapter(path, str(path))
+        resident = self._loaded.pop(path, None)
+        if resident is None:
+            step = _step(path)
+            resident = _Resident(self._session.load_adapter(path, str(path)), step)
             self.loads += 1
-        self._loaded[path] = name
+        self._loaded[path] = resident
         if path != self._current:
-            self._session.set_adapter(name)
+            self._session.set_adapter(resident.name)
             self._current = path
         self._shrink(budget)
-        return name
+        return resident.name
 
     def step_of(self, path: Path) -> float | None:
-        """Return the seconds between rows that an adapter was trained on, if it says so."""
-        provenance: Any = json.loads(read_file(path).header).get("provenance")
-        training = provenance.get("training") if isinstance(provenance, dict) else None
-        step = training.get("step") if isinstance(training, dict) else None
-        return float(step) if isinstance(step, int | float) and step > 0 else None
+        """Return the seconds between rows that an adapter in memory was trained on, if it says so.
+
+        It is what the file said when it was loaded: the file may be gone by now.
+        """
+        return self._loaded[path].step
 
     def _shrink(self, budget: int | None) -> None:
         while budget is not None and len(self._loaded) > 1 and self.nbytes > budget:
             oldest = next(iter(self._loaded))
-            self._session.delete_adapter(self._loaded.pop(oldest))
+            self._session.delete_adapter(self._loaded.pop(oldest).name)
             self.evictions += 1
+
+
+def _step(path: Path) -> float | None:
+    """Return the step that an adapter file says; one that is no time in seconds is none."""
+    provenance: Any = json.loads(read_file(path).header).get("provenance")
+    training = provenance.get("training") if isinstance(provenance, dict) else None
+    step = training.get("step") if isinstance(training, dict) else None
+    return float(step) if isinstance(step, int | float) and 0 < step <= LARGEST else None

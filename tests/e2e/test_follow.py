@@ -228,6 +228,40 @@ def test_another_step_than_the_adapter_s_is_named_once(bundle, tmp_path):
     assert "every 3600 s" in told[0][1]
 
 
+@pytest.mark.parametrize("how", ["deleted", "rewritten"])
+def test_a_file_that_goes_away_is_still_in_memory(bundle, tmp_path, how):
+    path = make_adapter(bundle, tmp_path / "x.safetensors", 3, {"step": 60.0})
+    again = make_adapter(bundle, tmp_path / "again.safetensors", 3)
+    told, made = [], []
+    with open_bundle(bundle, threads=1) as session:
+        stream_of = Forecasts(
+            session, {"*": path}, on_problem=lambda *problem: told.append(problem)
+        )
+        for i in range(WINDOW):
+            made += stream_of.push_row(i * 60.0, {"a": float(i)})
+        path.unlink()
+        if how == "rewritten":
+            path.write_bytes(b"no adapter")
+        for i in range(WINDOW):  # one that is there already, and one that is new
+            made += stream_of.push_row((WINDOW + i) * 60.0, {"a": float(WINDOW + i), "b": float(i)})
+    assert told == []
+    assert [f.series for f in made] == ["a"] * (WINDOW + 1) + ["b"]
+    np.testing.assert_allclose(made[-1].values, by_torch(again, np.arange(WINDOW)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", [1e300, -1, "60", None, 0])
+def test_a_step_that_is_none_is_not_compared(bundle, tmp_path, step):
+    path = make_adapter(bundle, tmp_path / "x.safetensors", 3, {"step": step})
+    told = []
+    with open_bundle(bundle, threads=1) as session:
+        stream_of = Forecasts(
+            session, {"*": path}, on_problem=lambda *problem: told.append(problem)
+        )
+        made = [stream_of.push("a", i * 60.0, 1.0) for i in range(WINDOW)]
+    assert told == []
+    assert made[-1] is not None
+
+
 class TwoInputs(torch.nn.Module):
     def __init__(self):
         super().__init__()
