@@ -96,7 +96,6 @@ class Forecasts:
         self._on_problem = on_problem
         self._windows: dict[str, Window] = {}
         self._refused: set[str] = set()  # series that get no forecasts
-        self._stepped: set[str] = set()  # series whose step was compared with their adapter's
         self._window_bytes = 0
         self.counts = Counts()
 
@@ -226,15 +225,17 @@ class Forecasts:
         return np.asarray(y[self._output.name], np.float32).reshape(len(names), -1)
 
     def _compare_steps(self, path: Path, names: Sequence[str]) -> None:
-        new = [series for series in names if series not in self._stepped]
-        trained = self._residents.step_of(path) if new else None
-        for series in new:
-            self._stepped.add(series)
-            step = self._windows[series].step
-            if trained is not None and abs(step - trained) > JITTER * trained:
+        """Tell of series that have another step than their adapter; of each window's step once."""
+        trained = self._residents.step_of(path)
+        for series in names:
+            window = self._windows[series]
+            if window.checked == window.step:
+                continue
+            window.checked = window.step
+            if trained is not None and abs(window.step - trained) > JITTER * trained:
                 self._problem(
                     series,
-                    f"has rows every {step:g} s, its adapter '{path.name}' was trained on rows "
+                    f"has rows every {window.step:g} s, its adapter '{path.name}' was trained on rows "
                     f"every {trained:g} s",
                 )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edge_lora.csv_values import LARGEST
 
-OBJECT_BYTES = 370  # of one window beside its values: measured over 20,000 of them, CPython 3.11
+OBJECT_BYTES = 380  # of one window beside its values: measured over 20,000 of them, CPython 3.11
 JITTER = 0.1  # of a step: live clocks are not exact, and a row that is missing makes a whole step
 _LONG_AGO = 1 << 60
 
@@ -21,7 +21,7 @@ class Window:
     again from the next two times: no forecast is ever made of a window with a hole in it.
     """
 
-    __slots__ = ("_filled", "_ring", "_since", "_start", "last", "step")
+    __slots__ = ("_filled", "_ring", "_since", "_start", "checked", "last", "step")
 
     def __init__(self, size: int) -> None:
         self._ring = np.empty(size, np.float32)
@@ -30,6 +30,7 @@ class Window:
         self._since = _LONG_AGO  # values since the last forecast
         self.last = math.nan  # time of the newest value, seconds
         self.step = math.nan  # seconds between rows, from the first two
+        self.checked = math.nan  # the step that was checked last: for who compares it
 
     @property
     def is_full(self) -> bool:

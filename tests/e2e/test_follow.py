@@ -228,6 +228,21 @@ def test_another_step_than_the_adapter_s_is_named_once(bundle, tmp_path):
     assert "every 3600 s" in told[0][1]
 
 
+def test_a_later_step_is_compared_too(bundle, tmp_path):
+    path = make_adapter(bundle, tmp_path / "minutes.safetensors", 0, {"step": 60.0})
+    told, time = [], 0.0
+    with open_bundle(bundle, threads=1) as session:
+        stream_of = Forecasts(
+            session, {"*": path}, on_problem=lambda *problem: told.append(problem[1])
+        )
+        for step in (60.0, 7.0, 60.0, 7.0):
+            for _ in range(WINDOW + 3):
+                time += step
+                stream_of.push("x", time, 1.0)
+    steps = [what for what in told if "was trained on rows every 60 s" in what]
+    assert [what.partition(",")[0] for what in steps] == ["has rows every 7 s"] * 2
+
+
 @pytest.mark.parametrize("how", ["deleted", "rewritten"])
 def test_a_file_that_goes_away_is_still_in_memory(bundle, tmp_path, how):
     path = make_adapter(bundle, tmp_path / "x.safetensors", 3, {"step": 60.0})
