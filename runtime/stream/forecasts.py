@@ -46,7 +46,7 @@ class Counts:
     forecasts: int = 0
     runs: int = 0
     problems: int = 0
-    left_out: int = 0  # values of series without a window, for lack of memory
+    left_out: int = 0  # values of series that are not followed
 
 
 def _warn(series: str, what: str) -> None:
@@ -83,7 +83,8 @@ class Forecasts:
             fill: Longest gap to fill by a straight line, in rows; after a longer one, the window
                 starts anew.
             memory_bytes: Most bytes for windows and adapters together. Adapters make room for
-                windows; once there is none, further series are refused. Default: no limit.
+                windows, but for one, which stays whatever it takes; once there is no room, further
+                series are refused. Default: no limit.
             on_problem: Is told the series and what is wrong; default: a warning is logged.
 
         Raises:
@@ -95,7 +96,8 @@ class Forecasts:
         self._every, self._fill, self._memory = every, fill, memory_bytes
         self._on_problem = on_problem
         self._windows: dict[str, Window] = {}
-        self._refused: set[str] = set()  # series that get no forecasts
+        self._refused: set[Path | None] = set()  # adapters that cannot be used
+        self._is_full = False  # was a series left out for lack of memory?
         self._window_bytes = 0
         self.counts = Counts()
 
@@ -173,25 +175,34 @@ class Forecasts:
         return window.is_due(self._every)
 
     def _new_window(self, series: str) -> Window | None:
-        if series in self._refused:
-            return None
+        """Return a window for a series that has none; None if it gets none.
+
+        Names of series that are left out are not kept: a stream may have any number.
+        """
         window = Window(self.window)
-        if self._memory is not None and self._window_bytes + window.nbytes > self._memory:
-            self._leave_out(series)
+        if self._residents.of(series) in self._refused or not self._make_room(series, window):
+            self.counts.left_out += 1
             return None
         self._window_bytes += window.nbytes
         self._windows[series] = window
         return window
 
-    def _leave_out(self, series: str) -> None:
-        """Say once that there is no room; names are not kept, a stream may have any number."""
-        self.counts.left_out += 1
-        if self.counts.left_out == 1:
+    def _make_room(self, series: str, window: Window) -> bool:
+        """Throw out adapters for a window; return whether there is room. Says once that not."""
+        if self._memory is None:
+            return True
+        room = self._memory - self._window_bytes - window.nbytes
+        if room >= self._residents.largest:
+            self._residents.shrink(room)
+            return True
+        if not self._is_full:
+            self._is_full = True
             self._problem(
                 series,
                 f"no room for its window: {len(self._windows):,} series fill {self._memory:,} "
                 "bytes. It and later ones get no forecasts; allow more memory",
             )
+        return False
 
     def _forecast(self, path: Path | None, names: Sequence[str], time: float) -> list[Forecast]:
         """Run the windows of ``names``, which use the adapter at ``path``."""
@@ -199,8 +210,8 @@ class Forecasts:
         try:
             self._residents.use(path, room)
         except EdgeLoraError as error:
-            for series in names:
-                self._refuse(series, f"{error}; it gets no forecasts")
+            self._refuse(path)
+            self._problem(names[0], f"{error}; no series of this adapter gets forecasts")
             return []
         if path is not None:
             self._compare_steps(path, names)
@@ -235,16 +246,15 @@ class Forecasts:
             if trained is not None and abs(window.step - trained) > JITTER * trained:
                 self._problem(
                     series,
-                    f"has rows every {window.step:g} s, its adapter '{path.name}' was trained on rows "
-                    f"every {trained:g} s",
+                    f"has rows every {window.step:g} s, its adapter '{path.name}' was trained on "
+                    f"rows every {trained:g} s",
                 )
 
-    def _refuse(self, series: str, why: str) -> None:
-        self._refused.add(series)
-        window = self._windows.pop(series, None)
-        if window is not None:
-            self._window_bytes -= window.nbytes
-        self._problem(series, why)
+    def _refuse(self, path: Path | None) -> None:
+        """Follow no series of an adapter any more."""
+        self._refused.add(path)
+        for series in [name for name in self._windows if self._residents.of(name) == path]:
+            self._window_bytes -= self._windows.pop(series).nbytes
 
     def _problem(self, series: str, what: str) -> None:
         self.counts.problems += 1

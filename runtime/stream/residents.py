@@ -39,6 +39,7 @@ class Residents:
         self._loaded: dict[Path, _Resident] = {}  # in order of last use
         self._current: Path | None = None
         self.loads = self.evictions = 0
+        self.largest = 0  # memory that one adapter took so far
         session.disable_adapters()
 
     def of(self, series: str) -> Path | None:
@@ -75,19 +76,23 @@ class Residents:
         if path is None:
             if self._current is not None:
                 self._session.disable_adapters()
-                self._current = None
-            return None
-        resident = self._loaded.pop(path, None)
-        if resident is None:
-            step = _step(path)
-            resident = _Resident(self._session.load_adapter(path, str(path)), step)
-            self.loads += 1
-        self._loaded[path] = resident
-        if path != self._current:
-            self._session.set_adapter(resident.name)
-            self._current = path
-        self._shrink(budget)
-        return resident.name
+            name = None
+        else:
+            name = self._in_memory(path).name
+            if path != self._current:
+                self._session.set_adapter(name)
+        self._current = path
+        self.shrink(budget)
+        return name
+
+    def shrink(self, budget: int | None) -> None:
+        """Throw out the least recently used until all take ``budget`` bytes; not the one in use."""
+        for path in list(self._loaded):
+            if budget is None or self.nbytes <= budget:
+                break
+            if path != self._current:
+                self._session.delete_adapter(self._loaded.pop(path).name)
+                self.evictions += 1
 
     def step_of(self, path: Path) -> float | None:
         """Return the seconds between rows that an adapter in memory was trained on, if it says so.
@@ -96,11 +101,18 @@ class Residents:
         """
         return self._loaded[path].step
 
-    def _shrink(self, budget: int | None) -> None:
-        while budget is not None and len(self._loaded) > 1 and self.nbytes > budget:
-            oldest = next(iter(self._loaded))
-            self._session.delete_adapter(self._loaded.pop(oldest).name)
-            self.evictions += 1
+    def _in_memory(self, path: Path) -> _Resident:
+        """Return an adapter as the one that was used last; load it if need be."""
+        resident = self._loaded.pop(path, None)
+        if resident is not None:
+            self._loaded[path] = resident
+            return resident
+        before, step = self.nbytes, _step(path)
+        resident = _Resident(self._session.load_adapter(path, str(path)), step)
+        self._loaded[path] = resident
+        self.largest = max(self.largest, self.nbytes - before)
+        self.loads += 1
+        return resident
 
 
 def _step(path: Path) -> float | None:

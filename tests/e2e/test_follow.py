@@ -194,6 +194,43 @@ def test_series_beyond_the_memory_are_left_out_and_said_once(bundle):
     assert "2 series fill 1,000 bytes" in told[0][1]
 
 
+def test_windows_and_adapters_share_the_memory(bundle, adapters):
+    told = []
+    with open_bundle(bundle, threads=1) as session:
+        stream_of = Forecasts(
+            session, {name: adapters[name] for name in ("pump", "fan", "door")},
+            memory_bytes=16_000, on_problem=lambda *problem: told.append(problem),
+        )  # fmt: skip
+        for i in range(WINDOW):
+            stream_of.push_row(i * STEP, dict.fromkeys(["pump", "fan", "door"], float(i)))
+        before = stream_of.residents.count
+        for i in range(WINDOW):  # on the base
+            stream_of.push_row(i * STEP, {f"n{n}": float(i) for n in range(60)})
+            assert stream_of.nbytes <= 16_000
+        assert stream_of.residents.count < before
+        stream_of.push_row(WINDOW * STEP, dict.fromkeys(["pump", "fan"], float(i)))
+        assert stream_of.nbytes <= 16_000
+        assert 20 < stream_of.series < 63
+    assert len(told) == 1
+    assert "fill 16,000 bytes" in told[0][1]
+
+
+def test_names_of_series_that_are_refused_are_not_kept(bundle, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no adapter")
+    told = []
+    with open_bundle(bundle, threads=1) as session:
+        stream_of = Forecasts(
+            session, {"*": broken}, on_problem=lambda *problem: told.append(problem)
+        )
+        for i in range(WINDOW):
+            assert stream_of.push_row(i * STEP, {"a": 1.0, "b": 1.0}) == []
+        stream_of.push("c", 0.0, 1.0)
+        assert (stream_of.series, stream_of.window_bytes) == (0, 0)
+        assert stream_of.counts.left_out == 1
+    assert [series for series, _ in told] == ["a"]
+
+
 def test_a_broken_adapter_costs_its_own_series_only(bundle, adapters, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no adapter")
