@@ -48,14 +48,17 @@ def slots_to_hide(
     """
     present = [slot for slot in table if slot.name in graph.initializers]
     twins = Counter(slot.sha256 for slot in present)
-    strangers = _matrices_beside(graph, {slot.name for slot in present if slot.kind != "other"})
+    named = {slot.name: weights[slot.name].numpy() for slot in present if slot.kind != "other"}
+    strangers = _matrices_beside(graph, named)
+    uniform = Counter(_uniform_value(weight) for weight in [*named.values(), *strangers])
 
     def is_alike(slot: Slot) -> bool:
-        weight = weights[slot.name]
+        weight = named[slot.name]
+        value = _uniform_value(weight)
         return (
             twins[slot.sha256] > 1
-            or _is_uniform(weight)
-            or any(_are_equal(weight.numpy(), other) for other in strangers)
+            or (value is not None and uniform[value] > 1)
+            or any(_are_equal(weight, other) for other in strangers)
         )
 
     return [
@@ -83,7 +86,8 @@ def _is_factor(graph: ir.Graph, slot: Slot) -> bool:
     return {node.op_type for node, _ in graph.initializers[slot.name].uses()} <= _PRODUCTS
 
 
-def _is_uniform(weight: Tensor) -> bool:
-    """Whether all values are one, so that a block of another shape may look the same."""
-    first = weight.flatten()[0]
-    return bool(weight.flatten()[-1] == first) and bool((weight == first).all())
+def _uniform_value(weight: np.ndarray) -> float | None:
+    """Return the value that all of a matrix has, so that its block looks like others; or None."""
+    first = weight.flat[0]
+    is_uniform = weight.flat[-1] == first and bool((weight == first).all())
+    return float(first) if is_uniform else None
