@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_lora.cli.output import engine_option, human_bytes, json_option, report, route_option
+from edge_lora.cli.stop import Stop
+from edge_lora.csv_values import shown
 from edge_lora.errors import EdgeLoraError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class SeriesAdapterType(click.ParamType[tuple[str, Path]]):
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Longest gap to fill, in rows; a longer one starts the window anew.",
+    help="Longest gap to fill, in rows, at most a window; a longer one starts the window anew.",
 )
 @click.option(
     "--memory",
@@ -150,10 +152,7 @@ def command(
     from edge_lora.runtime.stream.rows import RowReader
 
     problems = Problems(is_silent=skip_bad, is_strict=strict)
-    with (
-        _ended_by_terminate(),
-        open_bundle(bundle, engine, threads=threads, route=route) as session,
-    ):
+    with open_bundle(bundle, engine, threads=threads, route=route) as session, Stop() as stop:
         forecasts = Forecasts(
             session,
             chosen,
@@ -162,9 +161,10 @@ def command(
             memory_bytes=memory,
             on_problem=problems.of_series,
         )
-        follower = Follower(forecasts, problems, Writer(forecasts.horizon, as_json))
+        reader = RowReader(problems.of_line, form, time)
         try:
-            follower.follow(_lines(source, follow), RowReader(problems.of_line, form, time))
+            follower = Follower(forecasts, problems, Writer(forecasts.horizon, as_json))
+            follower.follow(stop.lines(_lines(source, follow, reader.restart)), reader)
         except KeyboardInterrupt:
             pass
         finally:
@@ -191,7 +191,7 @@ class Problems:
     def of_line(self, line: int, series: str, what: str) -> None:
         """Tell what is wrong with one line."""
         self.count += 1
-        message = f"line {line}{f', series {series!r}' if series else ''}: {what}"
+        message = f"line {line}{f', series {shown(series)}' if series else ''}: {what}"
         if self.is_strict:
             raise StreamProblemError(message)
         if self.is_silent:
@@ -236,7 +236,17 @@ class Writer:
         return f'{{{names}, "forecast": [{values}]}}'
 
     def _print(self, lines: list[str]) -> None:
-        click.echo("\n".join(lines))  # which flushes
+        """Write as it is: click.echo takes out what looks like colours."""
+        if sys.stdout is None:
+            raise UnsupportedError("forecasts cannot be written: stdout is closed")
+        try:
+            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads has had enough
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest of it
+            raise UnsupportedError(f"forecasts cannot be written: {error.strerror}") from error
 
 
 class Follower:
@@ -247,7 +257,7 @@ class Follower:
         self._row: Row | None = None
         self._has_said_base = False
 
-    def follow(self, chunks: Iterator[list[str]], reader: Any) -> None:
+    def follow(self, chunks: Iterator[Iterable[str]], reader: Any) -> None:
         """Forecast all lines; what came together is forecast before more is waited for."""
         for lines in chunks:
             for text in lines:
@@ -290,30 +300,20 @@ def _adapters(named: tuple[tuple[str, Path], ...], folder: Path | None) -> dict[
     return {**found, **dict(named)}
 
 
-def _lines(source: Path | None, follow: bool) -> Iterator[list[str]]:
+def _lines(
+    source: Path | None, follow: bool, on_restart: Callable[[], None]
+) -> Iterator[list[str]]:
     from edge_lora.runtime.stream.source import lines_of, lines_of_growing
 
     if source is None:
+        if sys.stdin is None:
+            raise UnsupportedError("stdin is closed; name a file with --input")
         yield from lines_of(sys.stdin.fileno())
-    elif follow:
-        yield from lines_of_growing(source)
+    elif follow and source.is_file():  # a pipe has an end of its own
+        yield from lines_of_growing(source, on_restart)
     else:
         with source.open("rb") as file:
             yield from lines_of(file.fileno())
-
-
-@contextmanager
-def _ended_by_terminate() -> Iterator[None]:
-    """Let a service manager's SIGTERM end the block as Ctrl-C does, so that the report comes."""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report(forecasts: Forecasts, problems: Problems, as_json: bool) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -489,3 +490,75 @@ def test_forecasts_come_before_the_end_of_the_input(bundle, adapters):
     assert process.returncode == 0, err
     assert out == ""
     assert json.loads(err.splitlines()[-1])["forecasts"] == 4
+
+
+COMMAND = [sys.executable, "-m", "edge_lora", "run"]
+
+
+def started(*arguments, **streams):
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"}, **streams,
+    )  # fmt: skip
+
+
+def errors_of(process):
+    """Wait for the end; return what it said on stderr."""
+    try:
+        return process.communicate(timeout=30)[1].splitlines()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_stream_that_never_waits(bundle, tmp_path, number):
+    path = tmp_path / "long.csv"
+    path.write_text("time,a\n" + "".join(f"{i},{i % 7}\n" for i in range(300_000)))
+    process = started(bundle, "--input", path, "--json", stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(number)
+    errors = errors_of(process)
+    assert process.returncode == 0, errors
+    assert 0 < json.loads(errors[-1])["forecasts"] < 299_000
+
+
+def test_a_closed_input_is_one_line(bundle):
+    process = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *COMMAND, str(bundle), "--follow"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == "Error: stdin is closed; name a file with --input"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(bundle, source):
+    path = source("time,a\n0,1\n")
+    with open("/dev/full", "w") as full:
+        process = started(bundle, "--input", path, stdout=full)
+        errors = errors_of(process)
+    assert process.returncode == 1
+    assert errors[-1] == "Error: forecasts cannot be written: No space left on device"
+    assert not any("Traceback" in line or "Exception" in line for line in errors)
+
+
+def test_a_named_pipe_is_followed_to_its_end(bundle, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    process = started(bundle, "--follow", "--input", path, "--json", stdout=subprocess.PIPE)
+    with path.open("w") as pipe:
+        pipe.write("time,a\n" + "".join(f"{i},{i}\n" for i in range(WINDOW)))
+    out = process.stdout.readline()
+    errors = errors_of(process)
+    assert process.returncode == 0, errors
+    assert json.loads(out)["series"] == "a"
+
+
+def test_names_are_written_as_they_are_and_told_in_short(bundle, source):
+    name = "\x1b[31mred\x1b[0m"
+    rows = "".join(f"{i},{i},x\n" for i in range(WINDOW))
+    result = run(bundle, "--input", source(f"time,{name},{'b' * 500}\n{rows}"))
+    assert result.stdout.splitlines()[1].startswith(f"{name},{WINDOW - 1},")
+    assert max(map(len, result.stderr.splitlines()[:5])) < 150
+    assert "\x1b" not in result.stderr
