@@ -114,12 +114,16 @@ class Classifier:
         return logs
 
     def probabilities(self, x: NDArray[np.floating]) -> Floats:
-        """Return (batch, conditions) for ``x`` (batch, window) or (batch, window, channels)."""
+        """Return (batch, conditions) for ``x`` (batch, window) or (batch, window, channels).
+
+        NaN for a window that is not finite, or has no channels.
+        """
         channels = x[:, :, None] if x.ndim == 2 else x
         batch, rows, count = channels.shape
         windows = channels.transpose(0, 2, 1).reshape(batch * count, rows)
         with np.errstate(all="ignore"):  # what is not finite comes out as NaN
-            logs = self.log_probabilities(windows).reshape(batch, count, -1).mean(1)
+            logs = self.log_probabilities(windows)
+            logs = logs.reshape(batch, count, logs.shape[1]).sum(1) / np.float32(count)
             powers = np.exp(logs - logs.max(1, keepdims=True))
             found: Floats = powers / powers.sum(1, keepdims=True)
         return found

@@ -156,6 +156,15 @@ def test_what_cannot_be_judged_gets_the_default(session):
     assert np.isnan(choice.probabilities[0]).all()
 
 
+@pytest.mark.parametrize("shape", [(0, WINDOW, 2), (2, WINDOW, 0)])
+def test_a_batch_of_nothing_is_the_base_s(session, shape):
+    feeds = {"x": np.zeros(shape, np.float32)}
+    expected = session.run(feeds)["output_0"]
+    session.set_adapter("auto")
+    np.testing.assert_array_equal(session.run(feeds)["output_0"], expected)
+    assert session.active_adapters == {"middle": 1.0}
+
+
 def test_the_state_is_that_of_the_set_and_not_of_the_last_run(session):
     session.set_adapter("low")
     states = {session.state_id}

@@ -107,6 +107,13 @@ def test_a_window_that_is_not_finite_is_not_judged(bad):
     assert np.isnan(found[1]).all()
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (0, 16, 3), (2, 16, 0), (0, 16, 0)])
+def test_nothing_to_judge(shape):
+    found = classifier(WindowFeatures(16, 4)).probabilities(np.zeros(shape))
+    assert found.shape == (shape[0], 3)
+    assert np.isnan(found).all()
+
+
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_a_classifier_survives_its_file(tmp_path, hidden):
     features = WindowFeatures(16, 4)
