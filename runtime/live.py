@@ -81,8 +81,14 @@ class Live:
             error = self.weights.prepare(fused).rounding_error
         with self.lock.exclusive():
             start = perf_counter()
-            written = self._swap(fused)
-            ms = (perf_counter() - start) * 1e3
+            try:
+                written = self._swap(fused)
+                ms = (perf_counter() - start) * 1e3
+            except EdgeLoraError:
+                raise  # nothing was changed, or the weights said that they are damaged
+            except BaseException:  # an interrupt does not say how far it got
+                self._restore()
+                raise
             self.active, self._fused, self.fed, self.picks = active, fused, fed, picks
             self.weights.keep(fused)
         return SwapStats(ms, written, self.engine.route, error)
@@ -149,7 +155,7 @@ class Live:
         """Swap; if that failed and could not be taken back, nothing may run any more."""
         try:
             return self.weights.swap(parts)
-        except EdgeLoraError:
+        except BaseException:
             self._broken = self.weights.damaged
             raise
 

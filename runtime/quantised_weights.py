@@ -28,6 +28,8 @@ from edge_lora.runtime.switching import Prepared
 _FLIPPED = np.uint8(0x11)  # in both halves of a byte, should it hold two codes
 Blocks = Mapping[str, Sequence[Bytes]]
 """Slot -> the memory that the engine computes from."""
+Applied = tuple[Piece, Bytes]
+"""What is written there, and the base's bytes under it."""
 
 
 class PackingEngine(Engine, Protocol):
@@ -56,7 +58,8 @@ class QuantisedWeights:
         self._base = {slot: _digest(blocks) for slot, blocks in self._blocks.items()}
         key = image_key(raw.manifest, engine)
         self._pool = PatchPool(self, key, budget, LoadedAdapter.read)
-        self._active: list[tuple[Piece, Bytes]] = []  # with the bytes that were there before
+        self._active: list[Applied] = []
+        self._damaged = False
 
     def compile(self, parts: list[tuple[Adapter, float]]) -> BytePatch:
         """Pack the base with ``parts`` in a second program, and keep what differs."""
@@ -87,14 +90,20 @@ class QuantisedWeights:
         """Exchange bytes in place; see ``FusedWeights``."""
         patch = self._pool.get(parts) if parts else BytePatch((), 0, 0.0)
         before = self._active
-        self._take_out()
+        after = [(piece, self._base_bytes(piece)) for piece in patch.pieces]
         try:
-            found = [self._block(piece)[piece.offsets] for piece in patch.pieces]
-        except MemoryError:
+            self._active = after
+            self._take_out(before)
+            self._put_in(after)
+        except BaseException:  # an interrupt, too: half of a swap is no adapter's weights
+            self._damaged = True  # unless all of this is done
+            self._active = before
+            self._take_out(after)
+            self._take_out(before)
             self._put_in(before)
+            self._damaged = False
             raise
-        self._put_in(list(zip(patch.pieces, found, strict=True)))
-        return sum(piece.new.size for piece, _ in (*before, *self._active))
+        return sum(piece.new.size for piece, _ in (*before, *after))
 
     def keep(self, parts: Parts) -> None:
         """Pin the compiled patch."""
@@ -111,8 +120,8 @@ class QuantisedWeights:
 
     @property
     def damaged(self) -> bool:
-        """Never: what can fail is done before a byte is written."""
-        return False
+        """Whether a swap failed, and so did putting the saved bytes back."""
+        return self._damaged
 
     def poke(self, name: str, index: int, value: float) -> float:
         """Flip bits around one weight of a slot, for self-tests; a second call flips them back.
@@ -138,26 +147,30 @@ class QuantisedWeights:
         self._blocks = {}
         self._active = []
 
-    def _take_out(self) -> None:
-        for piece, old in self._active:
-            self._block(piece)[piece.offsets] = old
-        self._active = []
+    def _take_out(self, applied: Sequence[Applied]) -> None:
+        for piece, base in applied:
+            self._block(piece)[piece.offsets] = base
 
-    def _put_in(self, pieces: list[tuple[Piece, Bytes]]) -> None:
-        for piece, _ in pieces:
+    def _put_in(self, applied: Sequence[Applied]) -> None:
+        for piece, _ in applied:
             self._block(piece)[piece.offsets] = piece.new
-        self._active = pieces
 
     def _block(self, piece: Piece) -> Bytes:
         return self._blocks[piece.slot][piece.block]
 
     def _base_blocks(self, slot: str) -> list[Bytes]:
         """Return a slot's memory as it is without the active adapters."""
-        blocks = [block.copy() for block in self._blocks[slot]]
-        for piece, old in self._active:
-            if piece.slot == slot:
-                blocks[piece.block][piece.offsets] = old
-        return blocks
+        return [self._base_block(slot, i) for i in range(len(self._blocks[slot]))]
+
+    def _base_block(self, slot: str, number: int) -> Bytes:
+        block = self._blocks[slot][number].copy()
+        for piece, base in self._active:
+            if (piece.slot, piece.block) == (slot, number):
+                block[piece.offsets] = base
+        return block
+
+    def _base_bytes(self, piece: Piece) -> Bytes:
+        return self._base_block(piece.slot, piece.block)[piece.offsets]
 
 
 def _piece(slot: str, block: int, base: Bytes, packed: Bytes) -> Piece:

@@ -1,5 +1,6 @@
 """Adapters fused into 8-bit programs: codes change, scales stay, and what that costs is told."""
 
+import itertools
 import logging
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from edge_lora import Adapter, reference
 from edge_lora.bundle import read_manifest
 from edge_lora.bundle_check import stored_weight
-from edge_lora.errors import NoEffectError
+from edge_lora.errors import NoEffectError, UnsupportedError
 from edge_lora.runtime import open_bundle
 from edge_lora.runtime.canary import canary_feeds
 
@@ -150,6 +151,67 @@ def test_compiled_patches_come_back_from_disk(bundle, make, tmp_path, monkeypatc
             session.set_adapter("a")
             digests.add(session.image_sha256())
     assert len(digests) == 1
+
+
+def test_an_interrupt_at_any_point_of_a_swap_leaves_what_was_active(bundle, make, monkeypatch):
+    with open_bundle(bundle, threads=1, route="packed") as session:
+        base = session.image_sha256()
+        for kind in ("sparse", "dense"):
+            session.load_adapter(make(kind), kind)
+        session.set_adapter("sparse")
+        before = session.image_sha256()
+        weights = session._live.weights
+        pieces = len(weights._active)
+        find, left = weights._block, itertools.count()
+
+        def interrupted(piece):
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            return find(piece)
+
+        monkeypatch.setattr(weights, "_block", interrupted)
+        for skipped in range(2 * pieces):
+            left = itertools.count(-skipped)
+            with pytest.raises(KeyboardInterrupt):
+                session.set_adapter("dense")
+            assert session.image_sha256() == before
+            assert session.active_adapters == {"sparse": 1.0}
+        session.disable_adapters()
+        assert session.image_sha256() == base
+
+
+def test_an_interrupt_after_a_swap_is_taken_back(bundle, make, monkeypatch):
+    from edge_lora.runtime.quantised_weights import QuantisedWeights
+
+    swap = QuantisedWeights.swap
+
+    def interrupted(self, parts):
+        swap(self, parts)
+        monkeypatch.setattr(QuantisedWeights, "swap", swap)
+        raise KeyboardInterrupt
+
+    with open_bundle(bundle, threads=1, route="packed") as session:
+        session.load_adapter(make("sparse"), "sparse")
+        monkeypatch.setattr(QuantisedWeights, "swap", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.set_adapter("sparse")
+        assert session.active_adapters == {}
+        assert session.differing_slots() == []
+
+
+def test_a_session_whose_restoring_fails_too_says_that_it_is_broken(bundle, make, monkeypatch):
+    with open_bundle(bundle, threads=1, route="packed") as session:
+        session.load_adapter(make("sparse"), "sparse")
+        weights = session._live.weights
+
+        def broken(piece):
+            raise MemoryError
+
+        monkeypatch.setattr(weights, "_block", broken)
+        with pytest.raises(MemoryError):
+            session.set_adapter("sparse")
+        with pytest.raises(UnsupportedError, match="failed half way"):
+            session.run(canary_feeds(session.manifest))
 
 
 def test_sessions_are_not_linked(bundle, make):
