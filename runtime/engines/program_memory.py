@@ -23,11 +23,10 @@ from edge_lora.errors import BundleError, EdgeLoraError, list_all
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Layout
 from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
-from edge_lora.runtime.engines.huge_pages import (
+from edge_lora.runtime.engines.private_memory import (
     block_at,
-    has_huge_pages,
     mappings_of,
-    move_to_huge_pages,
+    move_to_private_memory,
 )
 
 Bytes = NDArray[np.uint8]
@@ -109,8 +108,7 @@ class ProgramMemory:
         """Return XNNPACK's packed weights by name, where it has mapped them itself."""
         mapped = mappings_of(handle)
         places = self.program.entries()
-        if has_huge_pages():
-            move_to_huge_pages(handle, mapped)
+        move_to_private_memory(handle, mapped)
         return {name: block_at(mapped, *place) for name, place in places.items()}
 
     def _load(self, handle: int, threads: int, probed: Mapping[Shape, ProgramSlot]) -> None:

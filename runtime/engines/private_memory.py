@@ -1,8 +1,9 @@
-"""Move a mapped memory file onto huge pages of this process, under the same addresses.
+"""Move a mapped memory file into private memory of this process, under the same addresses.
 
-Patches touch weights all over, and every run reads all of them: on pages of 4 KiB both wait for the
-processor to look up addresses. A memory file has no huge pages where the system does not give
-it any, plain memory has. Whoever mapped the file sees the same bytes at the same place.
+A memory file is shared: what a forked process writes there, its parent computes with. And it has no
+huge pages where the system does not give it any, plain memory has: patches touch weights all over,
+every run reads all of them, and on pages of 4 KiB both wait for the processor to look up addresses.
+Whoever mapped the file sees the same bytes at the same place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import ctypes
 import itertools
 import mmap
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +49,6 @@ def mappings_of(handle: int) -> list[Mapped]:
     return found
 
 
-def has_huge_pages() -> bool:
-    """Whether this system gives huge pages to memory that asks for them."""
-    try:
-        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return False
-    return sys.platform == "linux" and "[never]" not in setting
-
-
 def block_at(mapped: Sequence[Mapped], offset: int, size: int) -> NDArray[np.uint8]:
     """Return the memory under which ``size`` bytes of a file from ``offset`` are mapped.
 
@@ -71,17 +62,23 @@ def block_at(mapped: Sequence[Mapped], offset: int, size: int) -> NDArray[np.uin
     raise UnsupportedError(f"{size} bytes of the engine's packed weights are mapped nowhere")
 
 
-def move_to_huge_pages(handle: int, mapped: Sequence[Mapped]) -> None:
+def move_to_private_memory(handle: int, mapped: Sequence[Mapped]) -> None:
     """Put plain memory with the same bytes under the addresses of ``mapped``, and empty the file.
 
-    Nobody may write there meanwhile. What cannot be moved stays the file's; who maps the file
-    elsewhere sees no more of it.
+    Nobody may write there meanwhile; who maps the file elsewhere sees no more of it. Pages are huge
+    where the system gives such to memory that asks.
+
+    Raises:
+        UnsupportedError: If some of it cannot be moved; the file is as it was, use it no more.
     """
     for start, end in _runs(mapped):
         edges = sorted({start, end, *range(-(-start // _CHUNK) * _CHUNK, end, _CHUNK)})
         for low, high in itertools.pairwise(edges):
             if not _move(low, high - low):
-                return
+                raise UnsupportedError(
+                    f"{high - low} bytes of the engine's packed weights cannot be moved into "
+                    f"private memory: {os.strerror(ctypes.get_errno())}"
+                )
     punch = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
     for part in mapped:
         _libc.fallocate(handle, punch, part.offset, part.end - part.start)
