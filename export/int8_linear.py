@@ -7,6 +7,8 @@ The activations are quantised at every run, so nothing is calibrated. The weight
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -14,6 +16,10 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 from torch.nn import functional
+
+from edge_lora.errors import list_all
+
+logger = logging.getLogger(__name__)
 
 CODES, SCALES, ZEROS = "int8_codes", "int8_scales", "int8_zeros"
 """Names of the buffers that a module has while it is in 8 bits."""
@@ -30,13 +36,32 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linears_to_quantise(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Return the linear layers by name, but for those whose weight another module reads too."""
+    """Return the linear layers by name, but for those that must keep fp32.
+
+    These are layers whose weight another module reads too, and layers of different weights whose
+    codes are equal: XNNPACK names what it packs by the codes, without the scales, so it would take
+    one for the other.
+    """
     modules = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     readers: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             readers[id(parameter)] = readers.get(id(parameter), 0) + 1
-    return {name: m for name, m in modules.items() if readers[id(m.weight)] == 1}
+    alone = {name: m for name, m in modules.items() if readers[id(m.weight)] == 1}
+    alike: dict[bytes, list[str]] = {}
+    for name, module in alone.items():
+        codes, _ = quantised(module.weight.detach())
+        alike.setdefault(hashlib.sha256(codes.numpy().data).digest(), []).append(name)
+    mixed = {
+        name
+        for names in alike.values()
+        if not all(torch.equal(alone[names[0]].weight, alone[n].weight) for n in names[1:])
+        for name in names
+    }
+    if mixed:
+        title = "kept in fp32, since their weights differ and would have the same 8-bit codes"
+        logger.warning("%s", list_all(title, sorted(mixed)))
+    return {name: m for name, m in alone.items() if name not in mixed}
 
 
 @contextlib.contextmanager
