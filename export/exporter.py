@@ -13,7 +13,7 @@ from typing import Literal, Protocol, cast, get_args
 
 import torch
 
-from edge_lora.bundle import MANIFEST, Manifest, hash_file, write_manifest
+from edge_lora.bundle import MANIFEST, Manifest, hash_file, read_manifest, write_manifest
 from edge_lora.bundle_check import verify_slots
 from edge_lora.bundle_program import ProgramWeights
 from edge_lora.errors import (
@@ -160,6 +160,7 @@ def export_bundle(
             with stages("verify weights"):
                 verify_slots(folder, manifest)
             write_manifest(folder, manifest)
+            _require_readable(folder)
             _move_into_place(folder, out)
     finally:
         for module in was_training:
@@ -264,6 +265,17 @@ def _manifest(
         config = {**empty.config, **result.config}
         empty = replace(empty, config=config, **result.fields)
     return empty
+
+
+def _require_readable(folder: Path) -> None:
+    """Refuse a bundle that its readers would refuse."""
+    try:
+        read_manifest(folder)
+    except BundleError as error:
+        raise UnsupportedError(
+            f"this model makes a bundle that cannot be opened: {error}\n"
+            "Leave the slots that are named here out of slot_names"
+        ) from error
 
 
 def _write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
