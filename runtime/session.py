@@ -19,8 +19,9 @@ from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.engines import Arrays, Engine, Route
 from edge_lora.runtime.input_check import check_inputs
 from edge_lora.runtime.live import Live
+from edge_lora.runtime.picking import Picking
 from edge_lora.runtime.rank_choice import Rank
-from edge_lora.runtime.scenarios import Choice, Scenarios
+from edge_lora.runtime.scenarios import Choice
 from edge_lora.runtime.switching import SwapStats, paired
 from edge_lora.runtime.unfused import SlotInputs
 from edge_lora.scenarios import AUTO
@@ -49,9 +50,8 @@ class Session:
         self.engine = engine  # its name
         self._live = Live(folder, manifest, engine, route, threads, adapter_budget_bytes)
         self._changing = threading.Lock()  # one load, switch or delete at a time
-        self._loading_set = threading.Lock()  # one scenario set at a time
         self._loaded: dict[str, LoadedAdapter] = {}
-        self._scenarios: Scenarios | None = None
+        self._picking = Picking(self._live, self._changing, self._loaded)
 
     @property
     def route(self) -> Route:
@@ -96,8 +96,9 @@ class Session:
     def state_with(self, adapter: str | None, rank: int | None = None) -> str:
         """Return ``state_id`` for calls that also run with ``adapter`` unfused, at ``rank``."""
         active = [(adapter.content_hash, weight) for adapter, weight in self._live.active]
-        if self._scenarios is not None and self._live.picks:
-            return cache_key(self.manifest.fingerprint, AUTO, self._scenarios.sha256)
+        scenarios = self._picking.scenarios
+        if scenarios is not None and self._live.picks:
+            return cache_key(self.manifest.fingerprint, AUTO, scenarios.sha256)
         unfused = self._require_loaded(adapter).at_rank(rank).content_hash if adapter else None
         return cache_key(self.manifest.fingerprint, active, unfused)
 
@@ -118,12 +119,16 @@ class Session:
         """
         check_inputs(inputs, self.inputs)
         chosen = self.rank_of(adapter, rank)
-        with self._live.lock.shared():  # held() costs more than a small graph's nodes
-            self._live.require_open()
-            if adapter is not None or not self._live.picks:
-                fed = self._slot_inputs(adapter, chosen).arrays
-                return self._live.engine.run({**inputs, **fed} if fed else inputs)
-        return self._run_picked(inputs)
+        while True:
+            with self._live.lock.shared():  # held() costs more than a small graph's nodes
+                self._live.require_open()
+                if adapter is not None or not self._live.picks:
+                    fed = self._slot_inputs(adapter, chosen).arrays
+                    return self._live.engine.run({**inputs, **fed} if fed else inputs)
+                scenarios = self._picking.require()
+            outputs = self._picking.run(scenarios, inputs)
+            if outputs is not None:  # else another adapter or set came meanwhile
+                return outputs
 
     def rank_of(self, adapter: str | None, rank: Rank = None) -> int | None:
         """Return the rank that an unfused run of ``adapter`` with ``rank`` uses; None: the whole.
@@ -239,27 +244,20 @@ class Session:
             AdapterMismatchError: If the set or an adapter in it does not fit this base.
             UnsupportedError: If a set is loaded already, or a name is taken.
         """
-        scenarios = Scenarios(folder, self.manifest)
-        with self._loading_set:
-            if self._scenarios is not None:
-                raise UnsupportedError("a scenario set is loaded; call delete_scenarios() first")
-            scenarios.load_into(self)
-            with self._changing:
-                self._scenarios = scenarios
-        return list(scenarios.names)
+        return self._picking.load(self, folder)
 
     def choose(self, inputs: Arrays) -> Choice:
         """Return what the loaded scenario set takes these windows for; nothing is run."""
-        return self._require_scenarios().choose(inputs)
+        return self._picking.require().choose(inputs)
 
     def delete_scenarios(self) -> None:
         """Forget the scenario set and its adapters, none of which may be active."""
         with self._changing:
-            names = self._require_scenarios().names
+            names = self._picking.require().names
             busy = [AUTO] if self._live.picks else [n for n in names if n in self.active_adapters]
             if busy:
                 raise UnsupportedError(f"{busy[0]!r} is active; call disable_adapters() first")
-            self._scenarios = None
+            self._picking.scenarios = None
             self._delete(names)
 
     def set_adapter(self, name: str, weight: float = 1.0, rank: int | None = None) -> SwapStats:
@@ -270,7 +268,7 @@ class Session:
         gets a run of its own.
         """
         if name == AUTO:
-            return self._set_auto(weight, rank)
+            return self._picking.start(weight, rank)
         return self.set_adapters([name], [weight], [rank])
 
     def set_adapters(
@@ -304,7 +302,8 @@ class Session:
         with self._changing:
             self._live.require_open()
             self._require_loaded(name)
-            if self._scenarios is not None and name in self._scenarios.names:
+            scenarios = self._picking.scenarios
+            if scenarios is not None and name in scenarios.names:
                 raise UnsupportedError(
                     f"adapter {name!r} is part of the scenario set; call delete_scenarios()"
                 )
@@ -359,33 +358,6 @@ class Session:
         """Close."""
         self.close()
 
-    def _set_auto(self, weight: float, rank: int | None) -> SwapStats:
-        if weight != 1 or rank is not None:
-            raise UnsupportedError(f"{AUTO!r} takes whole adapters: no weight, no rank")
-        with self._changing:
-            default = self._require_scenarios().default
-            return self._live.switch([(self._require_loaded(default), 1.0)], picks=True)
-
-    def _run_picked(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run with the adapters that the input asks for; nobody else can switch in between."""
-        scenarios = self._require_scenarios()
-        choice = scenarios.choose(inputs)
-        with self.held() as engine:  # the usual case, in which runs go side by side
-            if self._live.picks and set(choice.conditions) == set(self.active_adapters):
-                return engine.run({**inputs, **self._live.fed.arrays})
-        with self._changing:
-            if self._live.picks:
-                first = next(iter(self.active_adapters), "")
-                return scenarios.run(inputs, choice, self._run_as, first)
-        return self.run(inputs)  # another adapter was set meanwhile
-
-    def _run_as(self, name: str, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run with one adapter, which stays active; the caller holds ``_changing``."""
-        if list(self.active_adapters) != [name]:
-            self._live.switch([(self._require_loaded(name), 1.0)], picks=True)
-        with self.held() as engine:
-            return engine.run({**inputs, **self._live.fed.arrays})
-
     def _delete(self, names: Sequence[str]) -> None:
         """Drop adapters, none of them active; the caller holds ``_changing``."""
         with self._live.lock.exclusive():
@@ -411,12 +383,6 @@ class Session:
                 f"adapter {name!r} cannot run unfused while {list(self.active_adapters)} is "
                 "active; call disable_adapters() first"
             )
-
-    def _require_scenarios(self) -> Scenarios:
-        self._live.require_open()
-        if self._scenarios is None:
-            raise UnsupportedError("no scenario set is loaded; call load_scenarios() first")
-        return self._scenarios
 
     def _require_loaded(self, name: str) -> LoadedAdapter:
         if name not in self._loaded:

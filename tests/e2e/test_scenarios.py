@@ -223,6 +223,55 @@ def test_threads_never_see_the_adapter_of_another_run(session):
     assert session.differing_slots() == []
 
 
+def elsewhere(*calls):
+    """Make calls in another thread."""
+    thread = threading.Thread(target=lambda: [call() for call in calls])
+    thread.start()
+    thread.join()
+
+
+def test_a_set_may_go_while_a_run_begins(session, monkeypatch):
+    feeds = windows("low")
+    base = session.run(feeds)["output_0"]
+    session.set_adapter("auto")
+    run = session._picking.run
+
+    def late(*arguments):
+        elsewhere(session.disable_adapters, session.delete_scenarios)
+        return run(*arguments)
+
+    monkeypatch.setattr(session._picking, "run", late)
+    np.testing.assert_array_equal(session.run(feeds)["output_0"], base)
+
+
+@pytest.mark.parametrize("asked", [["low"], ["low", "high"]])
+def test_a_set_may_be_replaced_while_a_run_chooses(session, bundle, tmp_path, monkeypatch, asked):
+    other = write_set(
+        tmp_path / "other", bundle, names=("p", "q", "r"), default="p",
+        files=["c.safetensors", "b.safetensors", "a.safetensors"],
+    )  # fmt: skip
+    feeds = windows(*asked)
+    chosen = []
+    old = session._picking.scenarios
+    choose = old.choose
+
+    def late(inputs):
+        chosen.append(choose(inputs).conditions)
+        elsewhere(
+            session.disable_adapters, session.delete_scenarios,
+            lambda: session.load_scenarios(other), lambda: session.set_adapter("auto"),
+        )  # fmt: skip
+        return choose(inputs)
+
+    monkeypatch.setattr(old, "choose", late)
+    session.set_adapter("auto")
+    got = session.run(feeds)["output_0"]
+    assert chosen == [tuple(asked)]
+    for row, name in enumerate(asked):
+        right = alone(session, {"low": "p", "high": "r"}[name], feeds)[row]
+        np.testing.assert_allclose(got[row], right, rtol=1e-5)
+
+
 def test_conditions_may_share_a_file(bundle, tmp_path):
     files = ["a.safetensors", "b.safetensors", "a.safetensors"]
     folder = write_set(tmp_path / "set", bundle, files=files)
