@@ -1,10 +1,12 @@
-"""Graph pass: one fused normalisation instead of seven steps over the window.
+"""Graph pass: one fused node for most steps of a normalisation over the window.
 
     m = ReduceMean(x);  d = x - m;  spread = Sqrt(ReduceMean(d * d) + epsilon);  y = d / spread
 
 Networks that normalise each window write this out, and mostly need mean and spread again at their
-end. ``LayerNormalization`` gives y, the mean and 1 / spread in one pass over memory. It works on
-the last axis only, so others are moved there; the engine pushes such moves past what follows.
+end. ``LayerNormalization`` of d gives y and 1 / spread in one pass over memory. Of x it would give
+the mean too; but engines may take the spread as the mean of squares less the square of the mean,
+which is noise, or NaN, for values far from zero (air pressure in Pa). It works on the last axis
+only, so others are moved there; the engine pushes such moves past what follows.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from edge_lora.export.onnx_passes import SlotPass
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """One written-out normalisation; ``axis`` counts from the front."""
+    """One written-out normalisation of ``rank`` axes, over the one of ``size`` at ``axis``."""
 
-    x: ir.Value
-    mean: ir.Value
+    centred: ir.Value
     spread: ir.Value
     y: ir.Value
+    rank: int
     axis: int
+    size: int
     epsilon: float
 
 
@@ -55,9 +58,9 @@ def _match(node: ir.Node) -> _Found | None:
     variance, epsilon = _inputs(_producer(_inputs(_producer(spread), "Sqrt", 1)[0]), "Add")
     squares, axes = _inputs(_producer(variance), "ReduceMean")
     mean_of, mean_axes = _inputs(_producer(mean), "ReduceMean")
-    if x is None or mean is None or spread is None or x.shape is None:
+    if x is None or centred is None or mean is None or spread is None or x.shape is None:
         return None
-    axis, small = _number(mean_axes), _number(epsilon)
+    axis, small = _number(mean_axes), _number(epsilon, len(x.shape))
     if (
         axis is None
         or small is None
@@ -65,13 +68,14 @@ def _match(node: ir.Node) -> _Found | None:
         or mean_of is not x
         or _inputs(_producer(squares), "Mul") != (centred, centred)
         or not all(_keeps_dims(value) for value in (mean, variance))
-        or any(value.is_graph_output() for value in (mean, spread, node.outputs[0]))
+        or any(value.is_graph_output() for value in (spread, node.outputs[0]))
     ):
         return None
     axis = int(axis) % len(x.shape)
-    if x.dtype != ir.DataType.FLOAT or not isinstance(x.shape[axis], int):
+    size = x.shape[axis]
+    if x.dtype != ir.DataType.FLOAT or not isinstance(size, int):
         return None
-    return _Found(x, mean, spread, node.outputs[0], axis, small)
+    return _Found(centred, spread, node.outputs[0], len(x.shape), axis, size, small)
 
 
 def _inputs(
@@ -87,10 +91,12 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
-def _number(value: ir.Value | None) -> float | None:
-    """Return the one number that a constant holds."""
+def _number(value: ir.Value | None, most_axes: int = 1) -> float | None:
+    """Return the one number that a constant of at most so many axes holds."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return float(tensor.numpy().item()) if tensor is not None and tensor.size == 1 else None
+    if tensor is None or tensor.size != 1 or len(tensor.shape) > most_axes:
+        return None
+    return float(tensor.numpy().item())
 
 
 def _keeps_dims(value: ir.Value | None) -> bool:
@@ -100,15 +106,11 @@ def _keeps_dims(value: ir.Value | None) -> bool:
 
 
 def _fuse(graph: ir.Graph, found: _Found) -> None:
-    """Put the fused node and its moves where the mean was taken."""
-    shape = found.x.shape
-    assert shape is not None
-    size = shape[found.axis]
-    assert isinstance(size, int)
-    order = list(range(len(shape)))
+    """Put the fused node and its moves where the mean was taken out."""
+    order = list(range(found.rank))
     order[found.axis], order[-1] = order[-1], order[found.axis]
-    ones = _ones(graph, size)
-    moved = ir.node("Transpose", [found.x], {"perm": order})
+    ones = _ones(graph, found.size)
+    moved = ir.node("Transpose", [found.centred], {"perm": order})
     fused = ir.node(
         "LayerNormalization",
         [moved.outputs[0], ones],
@@ -116,15 +118,15 @@ def _fuse(graph: ir.Graph, found: _Found) -> None:
         num_outputs=3,
     )
     spread = ir.node("Reciprocal", [fused.outputs[2]])
-    results = (*fused.outputs[:2], spread.outputs[0])
+    results = (fused.outputs[0], spread.outputs[0])
     back = [ir.node("Transpose", [value], {"perm": order}) for value in results]
-    start = found.mean.producer()
+    start = found.centred.producer()
     assert start is not None
     nodes = [moved, fused, spread, *back]
     for node in nodes:
         node.metadata_props.update(start.metadata_props)
-    graph.insert_before(start, nodes)
-    for old, node in zip((found.y, found.mean, found.spread), back, strict=True):
+    graph.insert_after(start, nodes)
+    for old, node in zip((found.y, found.spread), back, strict=True):
         new = node.outputs[0]
         new.shape, new.type = old.shape, old.type
         old.replace_all_uses_with(new)
