@@ -26,12 +26,8 @@ from edge_lora.errors import BundleError, EdgeLoraError, UnsupportedError, list_
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Image, Layout
 from edge_lora.runtime.engines import Arrays, Route
-from edge_lora.runtime.engines.program_memory import (
-    Bytes,
-    ProgramMemory,
-    require_outside_description,
-    shapes_of,
-)
+from edge_lora.runtime.engines.program_file import require_places
+from edge_lora.runtime.engines.program_memory import Bytes, ProgramMemory, shapes_of
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +175,7 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
     """Open a bundle's program in ExecuTorch; ``folder`` may be the program file itself.
 
     Raises:
-        BundleError: If a slot does not lie among the program's data.
+        BundleError: If a slot does not lie where the program has its data.
         UnsupportedError: If the route is not possible here.
     """
     assert manifest.program is not None
@@ -191,7 +187,8 @@ def open_engine(folder: Path, manifest: Manifest, route: Route, threads: int) ->
         raise UnsupportedError(f"the program packs the weights of {packed} slots")
     path = folder / manifest.program.file if folder.is_dir() else folder
     if slots:
-        require_outside_description(path, manifest.program.slots)
+        rows = {name: manifest.slots[name].shape[0] for name in manifest.program.slots}
+        require_places(path, manifest.program.slots, rows)
     try:
         return ExecuTorchEngine(path, manifest, route, threads)
     except BundleError as error:

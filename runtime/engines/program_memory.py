@@ -9,7 +9,6 @@ is learned while the program is loaded, once per shape, and cached.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_lora import native
 from edge_lora.bundle_program import ProgramSlot
-from edge_lora.errors import BundleError, EdgeLoraError, list_all
+from edge_lora.errors import BundleError, EdgeLoraError
 from edge_lora.forms import matrix_shape
 from edge_lora.native import Layout
 from edge_lora.runtime.cache import cache_folder, cache_key, store_bytes
@@ -30,7 +29,6 @@ from edge_lora.runtime.engines.private_memory import (
 )
 
 Bytes = NDArray[np.uint8]
-_HEADER = struct.Struct("<I4s4sIQQ")  # root, "ET12", "eh00", bytes, description bytes, data from
 Shape = tuple[int, int]
 """(out, in)"""
 
@@ -126,30 +124,6 @@ class ProgramMemory:
         for shape, data in zip(unknown, self.program.layouts, strict=True):
             self.layouts[shape] = Layout.from_bytes(data)
             store_bytes(_cache_path(shape), data)
-
-
-def require_outside_description(path: Path, slots: Mapping[str, ProgramSlot]) -> None:
-    """Refuse slots that lie where a program says what it does: a patch there would change that.
-
-    Source:
-        ExecuTorch, docs/source/pte-file-format.md: the extended header.
-
-    Raises:
-        BundleError: If there are any; lists them. Or if the file has no such header.
-    """
-    with path.open("rb") as file:
-        head = file.read(_HEADER.size)
-    _, kind, mark, _, _, data_from = _HEADER.unpack(head.ljust(_HEADER.size, b"\0"))
-    if kind[:2] != b"ET" or mark != b"eh00":
-        raise BundleError(f"'{path}' is no program of ExecuTorch, or of an unknown kind")
-    inside = [
-        f"{name}: at {at}, data begin at {data_from}"
-        for name, slot in slots.items()
-        for at in slot.offsets
-        if at < data_from
-    ]
-    if inside:
-        raise BundleError(list_all(f"weights that lie in the description of '{path}'", inside))
 
 
 def shapes_of(

@@ -1,7 +1,9 @@
 """Adapters fused into 8-bit programs: codes change, scales stay, and what that costs is told."""
 
 import itertools
+import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from edge_lora import Adapter, reference
 from edge_lora.bundle import read_manifest
 from edge_lora.bundle_check import stored_weight
-from edge_lora.errors import NoEffectError, UnsupportedError
+from edge_lora.errors import BundleError, NoEffectError, UnsupportedError
 from edge_lora.runtime import open_bundle
 from edge_lora.runtime.canary import canary_feeds
 
@@ -239,6 +241,20 @@ def test_an_untrustworthy_image_is_not_patched(bundle, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING), open_bundle(bundle, threads=1) as session:
         assert session.route == "reload"
     assert "does not change the output" in caplog.text
+
+
+@pytest.mark.parametrize("route", ["packed", "reload"])
+@pytest.mark.parametrize(
+    ("key", "shift"), [("offset", -16), ("offset", 1), ("scales_offset", 4), ("scales_offset", -16)]
+)
+def test_codes_or_scales_that_lie_elsewhere_are_refused(bundle, route, key, shift, tmp_path):
+    folder = tmp_path / "shifted"
+    shutil.copytree(bundle, folder)
+    document = json.loads((folder / "bundle.json").read_text())
+    document["executorch"]["slots"]["2.weight"][key] += shift
+    (folder / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"2\.weight: (the bytes|no scales)|overlap"):
+        open_bundle(folder, threads=1, route=route)
 
 
 def test_the_adapter_file_of_the_fp32_base_fits(bundle, mlp_bundle):

@@ -1,14 +1,15 @@
 """Bundles are hashed once per device, and again when a file was touched."""
 
+import dataclasses
 import hashlib
 import os
 
 import pytest
 
-from edge_lora.bundle import FileRecord, Manifest
+from edge_lora.bundle import FileRecord, Manifest, StoredSlot
 from edge_lora.errors import BundleError
 from edge_lora.runtime import verified
-from edge_lora.slots import SlotTable
+from edge_lora.slots import Slot, SlotTable
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +83,6 @@ def test_a_missing_file_is_refused(folder, manifest):
 
 
 def test_another_manifest_for_the_same_files_is_not_trusted(folder, manifest, hashed):
-    import dataclasses
-
     verified.verify_once(folder, manifest)
     other = dataclasses.replace(manifest, files={"weights.bin": FileRecord(8, "0" * 64)})
     with pytest.raises(BundleError):
@@ -97,3 +96,20 @@ def test_a_damaged_note_means_hashing_again(folder, manifest, hashed, note, tmp_
     kept.write_bytes(note)
     verified.verify_once(folder, manifest)
     assert len(hashed) == 2
+
+
+def test_another_place_of_a_weight_is_not_trusted(folder, hashed):
+    values = b"1234"
+    digest = hashlib.sha256(values).hexdigest()
+    slot = Slot("w", (1, 1), "F32", digest)
+    place = StoredSlot("weights.bin", 0, "oi", "w")
+    record = FileRecord(8, hashlib.sha256(b"12345678").hexdigest())
+    first = Manifest("b", "f", "generic", SlotTable([slot]), {"w": place}, (), (),
+                     {"weights.bin": record})  # fmt: skip
+    verified.verify_once(folder, first)
+    other = dataclasses.replace(first, stored={"w": dataclasses.replace(place, offset=4)})
+    for _ in range(2):
+        with pytest.raises(BundleError, match="w: the bytes in"):
+            verified.verify_once(folder, other)
+    verified.verify_once(folder, first)
+    assert len(hashed) == 3
