@@ -3,10 +3,13 @@
     m = ReduceMean(x);  d = x - m;  spread = Sqrt(ReduceMean(d * d) + epsilon);  y = d / spread
 
 Networks that normalise each window write this out, and mostly need mean and spread again at their
-end. ``LayerNormalization`` of d gives y and 1 / spread in one pass over memory. Of x it would give
-the mean too; but engines may take the spread as the mean of squares less the square of the mean,
-which is noise, or NaN, for values far from zero (air pressure in Pa). It works on the last axis
-only, so others are moved there; the engine pushes such moves past what follows.
+end. ``LayerNormalization`` gives y, the mean and 1 / spread in one pass over memory. It works on
+the last axis only, so others are moved there; the engine pushes such moves past what follows.
+
+Engines may take the spread as the mean of squares less the square of the mean, which is noise, or
+NaN, for values far from zero (air pressure in Pa). So the window's first value is taken out before
+and given back to the mean: of n values none is further than sqrt(n) spreads from their mean, which
+leaves n roundings at worst, and it costs far less than a mean of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
+from numpy.typing import NDArray
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
 
@@ -26,7 +30,8 @@ from edge_lora.export.onnx_passes import SlotPass
 class _Found:
     """One written-out normalisation of ``rank`` axes, over the one of ``size`` at ``axis``."""
 
-    centred: ir.Value
+    x: ir.Value
+    mean: ir.Value
     spread: ir.Value
     y: ir.Value
     rank: int
@@ -58,7 +63,7 @@ def _match(node: ir.Node) -> _Found | None:
     variance, epsilon = _inputs(_producer(_inputs(_producer(spread), "Sqrt", 1)[0]), "Add")
     squares, axes = _inputs(_producer(variance), "ReduceMean")
     mean_of, mean_axes = _inputs(_producer(mean), "ReduceMean")
-    if x is None or centred is None or mean is None or spread is None or x.shape is None:
+    if x is None or mean is None or spread is None or x.shape is None:
         return None
     axis, small = _number(mean_axes), _number(epsilon, len(x.shape))
     if (
@@ -68,14 +73,14 @@ def _match(node: ir.Node) -> _Found | None:
         or mean_of is not x
         or _inputs(_producer(squares), "Mul") != (centred, centred)
         or not all(_keeps_dims(value) for value in (mean, variance))
-        or any(value.is_graph_output() for value in (spread, node.outputs[0]))
+        or any(value.is_graph_output() for value in (mean, spread, node.outputs[0]))
     ):
         return None
     axis = int(axis) % len(x.shape)
     size = x.shape[axis]
     if x.dtype != ir.DataType.FLOAT or not isinstance(size, int):
         return None
-    return _Found(centred, spread, node.outputs[0], len(x.shape), axis, size, small)
+    return _Found(x, mean, spread, node.outputs[0], len(x.shape), axis, size, small)
 
 
 def _inputs(
@@ -106,40 +111,48 @@ def _keeps_dims(value: ir.Value | None) -> bool:
 
 
 def _fuse(graph: ir.Graph, found: _Found) -> None:
-    """Put the fused node and its moves where the mean was taken out."""
+    """Put the fused node and its moves where the mean was taken."""
     order = list(range(found.rank))
     order[found.axis], order[-1] = order[-1], order[found.axis]
-    ones = _ones(graph, found.size)
-    moved = ir.node("Transpose", [found.centred], {"perm": order})
+    ones = _constant(graph, f"ones_{found.size}", np.ones(found.size, np.float32))
+    zero = _constant(graph, "first", np.zeros(1, np.int64))
+    moved = ir.node("Transpose", [found.x], {"perm": order})
+    first = ir.node("Gather", [moved.outputs[0], zero], {"axis": found.rank - 1})
+    near = ir.node("Sub", [moved.outputs[0], first.outputs[0]])
     fused = ir.node(
         "LayerNormalization",
-        [moved.outputs[0], ones],
+        [near.outputs[0], ones],
         {"axis": -1, "epsilon": found.epsilon},
         num_outputs=3,
     )
     spread = ir.node("Reciprocal", [fused.outputs[2]])
-    results = (fused.outputs[0], spread.outputs[0])
+    mean = ir.node("Add", [fused.outputs[1], first.outputs[0]])
+    results = (fused.outputs[0], mean.outputs[0], spread.outputs[0])
     back = [ir.node("Transpose", [value], {"perm": order}) for value in results]
-    start = found.centred.producer()
+    start = found.mean.producer()
     assert start is not None
-    nodes = [moved, fused, spread, *back]
+    nodes = [moved, first, near, fused, spread, mean, *back]
     for node in nodes:
         node.metadata_props.update(start.metadata_props)
-    graph.insert_after(start, nodes)
-    for old, node in zip((found.y, found.spread), back, strict=True):
+    graph.insert_before(start, nodes)
+    for old, node in zip((found.y, found.mean, found.spread), back, strict=True):
         new = node.outputs[0]
         new.shape, new.type = old.shape, old.type
         old.replace_all_uses_with(new)
 
 
-def _ones(graph: ir.Graph, size: int) -> ir.Value:
-    """Return the constant of ones that is the fused node's scale."""
-    name = f"ones_{size}"
+def _constant(
+    graph: ir.Graph, name: str, array: NDArray[np.float32] | NDArray[np.int64]
+) -> ir.Value:
+    """Add a constant to the graph, under a name of its own that begins with ``name``."""
     while name in graph.initializers:
         name += "_"
-    tensor = ir.tensor(np.ones(size, np.float32), name=name)
+    tensor = ir.tensor(array, name=name)
     value = ir.Value(
-        name=name, shape=ir.Shape([size]), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.initializers.add(value)
     return value

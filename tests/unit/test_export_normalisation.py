@@ -56,8 +56,7 @@ def test_it_is_one_node_with_the_same_result(axis, shape, tmp_path):
     model = Normalised(axis)
     operators, session = exported(model, shape, tmp_path / "bundle")
     assert operators.count("LayerNormalization") == 1
-    assert not {"Sqrt", "Div", "Identity"} & set(operators)
-    assert (operators.count("ReduceMean"), operators.count("Sub")) == (1, 1)
+    assert not {"ReduceMean", "Sqrt", "Div", "Identity"} & set(operators)
     x = torch.randn(shape, dtype=torch.float64) * 3 + 400
     want = model.double()(x.float().double()).detach().numpy()
     found = session.run(None, {"x": x.float().numpy()})[0]
@@ -73,7 +72,7 @@ def plain(tmp_path_factory):
     return model.double(), graph, session
 
 
-def test_the_fused_node_sees_values_without_their_mean(plain):
+def test_the_fused_node_sees_values_near_zero(plain):
     """Engines differ in how it takes the spread; only around zero are they all exact."""
     _, graph, _ = plain
     made_by = {name: node for node in graph.node for name in node.output}
