@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,8 +97,7 @@ def _drawing(
     xs = np.concatenate([np.asarray(x, np.float64) for _, x, _ in lines])
     ys = np.concatenate([np.asarray(y, np.float64) for _, _, y in lines])
     left, right = float(xs.min()), float(max(xs.max(), xs.min() + 1))
-    low, high = (0.0 if zero else float(ys.min())), float(ys.max())
-    high = high if high > low else low + 1.0
+    low, high = _range(ys, zero=zero)
     across = (WIDTH - LEFT - 4) / (right - left)
     up = (HEIGHT - TOP - BOTTOM) / (high - low)
 
@@ -107,10 +107,11 @@ def _drawing(
     def height(y: float) -> float:
         return HEIGHT - BOTTOM - (y - low) * up
 
+    ticks = _ticks(low, high)
     parts = [
         f"<line class=grid x1={LEFT} x2={WIDTH} y1={height(tick):.1f} y2={height(tick):.1f} />"
-        f"<text x={LEFT - 5} y={height(tick) + 4:.1f} text-anchor=end>{tick:.4g}</text>"
-        for tick in _ticks(low, high)
+        f"<text x={LEFT - 5} y={height(tick) + 4:.1f} text-anchor=end>{label}</text>"
+        for tick, label in zip(ticks, _labels(ticks), strict=True)
     ]
     for x, label in sorted(marks.items()):
         anchor = "start" if at(x) < WIDTH * 0.75 else "end"
@@ -121,7 +122,9 @@ def _drawing(
         parts.append(f"<path class='now' d='M{at(first):.1f} {TOP}V{HEIGHT - BOTTOM}' />")
     for name, x_values, y_values in lines:
         points = "L".join(
-            f"{at(a):.1f} {height(b):.1f}" for a, b in zip(x_values, y_values, strict=True)
+            f"{at(a):.1f} {height(b):.1f}"
+            for a, b in zip(x_values, y_values, strict=True)
+            if np.isfinite(b)
         )
         parts.append(f"<path class={name} d='M{points}' />")
     parts += [
@@ -132,12 +135,31 @@ def _drawing(
     return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>{''.join(parts)}</svg>"
 
 
+def _range(values: NDArray[np.float64], *, zero: bool) -> tuple[float, float]:
+    """Return what an axis shows: all finite values, and zero if asked; never nothing."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (0.0 if zero else float(finite.min())), float(finite.max())
+    least = max(1e-9 * max(abs(low), abs(high)), 1e-300)
+    return low, high if high - low > least else low + max(1.0, abs(low) * 1e-3)
+
+
 def _ticks(low: float, high: float) -> list[float]:
     """Return three to six round numbers between ``low`` and ``high``."""
     raw = (high - low) / 4
     unit = 10.0 ** np.floor(np.log10(raw))
-    step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw)
-    return [float(n * step) for n in range(int(np.ceil(low / step)), int(high / step) + 1)]
+    step = next((unit * k for k in (1, 2, 5) if unit * k >= raw), unit * 10)
+    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
+    return [float(n * step) for n in range(first, last + 1)]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """Write each tick with four digits, or as many as tell it from the next."""
+    apart = min((b - a for a, b in pairwise(ticks)), default=0.0)
+    largest = max(map(abs, ticks), default=0.0)
+    digits = int(np.log10(largest / apart)) + 2 if apart > 0 and largest > 0 else 4
+    return [f"{tick:.{max(digits, 4)}g}" for tick in ticks]
 
 
 def _time(value: Any) -> str:  # noqa: ANN401
