@@ -45,7 +45,7 @@ def require_out(out: Path, condition: str | None) -> None:
         require_file_place(out)
         return
     require_place(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UnsupportedError(f"'{out}' is there already; give a folder that does not exist yet")
 
 

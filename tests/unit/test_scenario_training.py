@@ -274,6 +274,17 @@ def test_an_existing_folder_is_not_written_into(data, trained):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("to", ["nowhere", "."])
+def test_a_link_is_refused_before_the_training(data, tmp_path, to):
+    out = tmp_path / "link"
+    out.symlink_to(to)
+    result = train(data, out, "--condition", "mode")
+    assert result.exit_code == 1
+    assert "is there already" in result.output
+    assert "training on" not in result.output
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_set_can_be_inspected_and_verified(trained, tmp_path):
     folder, _ = trained
     facts = json.loads(run("inspect", folder, "--slots", "--json").stdout)
