@@ -78,6 +78,7 @@ class Program:
             are quantised at every run.
         cache_length: Positions of the KV cache inside the program; 0: it has none.
         max_rank: Largest rank that the inputs of slots take; 0: there are none.
+        largest: Name of a symbolic size -> the most that the program takes.
         canary: Input name -> {"values": flat list, "shape"}, a small run for self-tests; floating
             inputs that it leaves out may be drawn at random.
     """
@@ -90,6 +91,7 @@ class Program:
     weights: ProgramWeights = "fp32"
     cache_length: int = 0
     max_rank: int = 0
+    largest: Mapping[str, int] = field(default_factory=dict)
     canary: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -124,6 +126,7 @@ def read_program(
     places = _read_places(record.get("slots"), slots, files[file], problems)
     order = collect(problems, texts, record.get("input_order"), "input_order", where) or ()
     weights = text(member(record, "weights", where), "weights", where, get_args(ProgramWeights))
+    largest = collect(problems, _read_largest, record.get("largest", {}), specs["inputs"]) or {}
     problems += _disagreements(order, specs["inputs"], places, weights)
     collect(problems, canary, record.get("canary", {}), where)
     numbers = {
@@ -141,9 +144,19 @@ def read_program(
         input_order=order,
         slots=places,
         weights=cast("ProgramWeights", weights),
+        largest=largest,
         canary=record.get("canary", {}),
         **numbers,
     )
+
+
+def _read_largest(value: object, inputs: Iterable[TensorSpec]) -> dict[str, int]:
+    where = "executorch: largest"
+    record = mapping(value, "largest", "executorch")
+    names = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
+    if unknown := sorted(set(record) - names):
+        raise BundleError(f"{where}: {unknown[0]!a:.60} is no size of an input")
+    return {name: natural(n, name, where, least=1, most=MAX_AXIS) for name, n in record.items()}
 
 
 def _read_places(

@@ -39,6 +39,7 @@ class Lowered:
             XNNPACK read.
         inputs: In the method's order.
         outputs: In the method's order.
+        largest: Upper bounds of the symbolic sizes of the plan's inputs, by name.
     """
 
     pte: bytes
@@ -46,6 +47,7 @@ class Lowered:
     read_in_place: frozenset[str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    largest: Mapping[str, int]
 
 
 def lower(plan: Plan, largest: Mapping[str, int]) -> Lowered:
@@ -94,22 +96,15 @@ def lower(plan: Plan, largest: Mapping[str, int]) -> Lowered:
             "or export a part of it"
         ) from error
     inputs, outputs = _specs(plan, traced)
-    return Lowered(pte, traced, frozenset(in_place), inputs, outputs)
+    return Lowered(pte, traced, frozenset(in_place), inputs, outputs, _bounds(plan, largest))
 
 
 def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
     """Return ``plan.module`` as torch.export sees it, with an upper bound for every size."""
-    dims: dict[str, Any] = {}
-
-    def dim(name: str, size: int) -> Any:  # noqa: ANN401  (torch has no public name for it)
-        bound = largest.get(name, max(LARGEST_TIMES * size, LARGEST_LEAST))
-        return dims.setdefault(name, Dim(name, min=1, max=bound))
-
-    bounds = [
-        {axis: dim(name, given.example.shape[axis]) for axis, name in given.axes.items()}
-        for given in _givens(plan)
-    ]
-    shapes = pytree.tree_unflatten(bounds, pytree.tree_structure(dict(plan.example)))
+    bounds = _bounds(plan, largest)
+    dims = {name: Dim(name, min=1, max=bound) for name, bound in bounds.items()}
+    axes = [{axis: dims[name] for axis, name in given.axes.items()} for given in _givens(plan)]
+    shapes = pytree.tree_unflatten(axes, pytree.tree_structure(dict(plan.example)))
     return torch.export.export(
         plan.module,
         (),
@@ -118,6 +113,19 @@ def trace(plan: Plan, largest: Mapping[str, int]) -> ExportedProgram:
         # Without it, sizes of which torch cannot prove what holds for all are refused.
         prefer_deferred_runtime_asserts_over_guards=bool(plan.state),
     )
+
+
+def _bounds(plan: Plan, largest: Mapping[str, int]) -> dict[str, int]:
+    """Return the upper bound of every symbolic size, by name."""
+    sizes = {
+        name: given.example.shape[axis]
+        for given in reversed(_givens(plan))  # of one name, the first counts
+        for axis, name in given.axes.items()
+    }
+    return {
+        name: largest.get(name, max(LARGEST_TIMES * size, LARGEST_LEAST))
+        for name, size in sizes.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

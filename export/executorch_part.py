@@ -66,15 +66,18 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
     path = folder / PROGRAM_FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(lowered.pte)
+    inputs = tuple(spec for spec in lowered.inputs if spec.name not in of_slots)
+    sizes = {size for spec in inputs for size in spec.shape}
     program = Program(
         file=PROGRAM_FILE,
-        inputs=tuple(spec for spec in lowered.inputs if spec.name not in of_slots),
+        inputs=inputs,
         input_order=order,
         outputs=lowered.outputs,
         slots={name: replace(p, lora_inputs=pairs.get(name)) for name, p in slots.items()},
         weights=request.program_weights,
         cache_length=cache_length,
         max_rank=MAX_RANK if pairs else 0,
+        largest={name: n for name, n in lowered.largest.items() if name in sizes},
         canary=plan.config.get("canary", {}),
     )
     config = {key: value for key, value in plan.config.items() if key != "canary"}

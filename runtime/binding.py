@@ -33,7 +33,8 @@ class IoBinding:
             raise UnsupportedError(
                 f"input {name!r} is not contiguous, so it cannot be bound in place"
             )
-        check_inputs({name: array}, self._session.inputs, partial=True)
+        session = self._session
+        check_inputs({name: array}, session.inputs, session.largest, partial=True)
         self._arrays[name] = array
         with self._session.held() as engine:
             self._values[name] = engine.value(array)

@@ -64,6 +64,11 @@ class Session:
         return self._live.engine.inputs
 
     @property
+    def largest(self) -> Mapping[str, int]:
+        """Name of a symbolic dimension -> the most that the engine takes; others have no limit."""
+        return self.manifest.program.largest if self.manifest.program else {}
+
+    @property
     def outputs(self) -> Mapping[str, TensorSpec]:
         """Outputs: name -> dtype and shape with symbolic dimensions."""
         return self._live.engine.outputs
@@ -117,7 +122,7 @@ class Session:
         Returns:
             Name -> array, owned by the caller.
         """
-        check_inputs(inputs, self.inputs)
+        check_inputs(inputs, self.inputs, self.largest)
         chosen = self.rank_of(adapter, rank)
         while True:
             with self._live.lock.shared():  # held() costs more than a small graph's nodes

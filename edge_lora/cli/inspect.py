@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_lora.adapter import Adapter, Delta
-from edge_lora.bundle import MANIFEST, read_manifest
+from edge_lora.bundle import MANIFEST, Program, read_manifest
 from edge_lora.bundle_engine import as_seen_by, choose_engine, engines_of
 from edge_lora.cli.output import (
     engine_option,
@@ -170,7 +170,7 @@ def _bundle_facts(folder: Path, engine: str) -> Facts:
         "slot_count": len(manifest.slots),
         "inputs": {spec.name: [spec.dtype, list(spec.shape)] for spec in manifest.inputs},
         "outputs": {spec.name: [spec.dtype, list(spec.shape)] for spec in manifest.outputs},
-        **({"weights": manifest.program.weights} if manifest.program else {}),
+        **_program_facts(manifest.program),
         "files": {name: human_bytes(record.size) for name, record in manifest.files.items()},
         "parity": dict(manifest.parity),
         "producer": dict(manifest.producer),
@@ -188,6 +188,12 @@ def _bundle_facts(folder: Path, engine: str) -> Facts:
         for slot in manifest.slots.values()
     ]
     return facts, rows
+
+
+def _program_facts(program: Program | None) -> dict[str, Any]:
+    if program is None:
+        return {}
+    return {"largest": dict(program.largest), "weights": program.weights}
 
 
 def _describe(form: Form) -> str:

@@ -215,7 +215,9 @@ class Forecasts:
             return []
         if path is not None:
             self._compare_steps(path, names)
-        size = 1 if isinstance(self._input.shape[0], int) else MOST_TOGETHER
+        batch = self._input.shape[0]
+        most = self._session.largest.get(str(batch), MOST_TOGETHER)
+        size = 1 if isinstance(batch, int) else min(MOST_TOGETHER, most)
         made = []
         for first in range(0, len(names), size):
             some = names[first : first + size]

@@ -45,6 +45,7 @@ def some_program():
         outputs=(Y,),
         slots={"q.weight": q, "e.weight": ProgramSlot(28, "", is_read_in_place=True)},
         max_rank=8,
+        largest={"batch": 24},
         canary={"x": {"values": [1.0, 2.0, 3.0], "shape": [1, 3]}},
     )
 
@@ -234,6 +235,10 @@ BROKEN = {
     "one lora input": (in_place(lora_inputs=["a"]), "'lora_inputs' must be two names"),
     "no rank": (in_program(max_rank=0), "slots have inputs, but 'max_rank' is 0"),
     "rank a text": (in_program(max_rank="8"), "executorch: 'max_rank' is '8'"),
+    "largest a list": (in_program(largest=[]), "executorch: 'largest' is []"),
+    "largest of a stranger": (in_program(largest={"seq": 9}), "largest: 'seq' is no size of an"),
+    "largest is none": (in_program(largest={"batch": 0}), "executorch: largest: 'batch' is 0"),
+    "largest a bool": (in_program(largest={"batch": True}), "largest: 'batch' is True"),
     "unknown weights": (in_program(weights="int4"), "executorch: 'weights' is 'int4'"),
     "weights a list": (in_program(weights=[]), "executorch: 'weights' is []"),
     "a cache": (in_program(cache_length=9), "'cache_length' is 9 for task 'generic'"),
