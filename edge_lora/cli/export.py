@@ -7,7 +7,14 @@ from typing import Literal, cast
 
 import click
 
-from edge_lora.cli.output import human_bytes, json_option, print_facts, print_json, report
+from edge_lora.cli.output import (
+    engines_option,
+    human_bytes,
+    json_option,
+    print_facts,
+    print_json,
+    report,
+)
 from edge_lora.cli.tasks import TaskCommand, task_option
 
 
@@ -19,15 +26,7 @@ from edge_lora.cli.tasks import TaskCommand, task_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    type=click.Choice(["onnxruntime", "executorch"]),
-    default=["onnxruntime"],
-    show_default=True,
-    help="What runs the bundle. Repeat it for both, over one slot table.",
-)
+@engines_option
 @click.option(
     "--weights",
     type=click.Choice(["fp32", "int8-dynamic"]),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_lora.cli.output import (
+    engines_option,
     human_bytes,
     json_option,
     parse_settings,
@@ -78,7 +79,8 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
 @click.option("--device", help="cpu or cuda. Default: cuda where there is one.")
 @click.option(
     "--compare",
-    help="Train and measure beside it, separated by commas: dlinear, rlinear, patchtst, fracast.",
+    help="Train beside it for as many epochs, at rates of their own, separated by commas: dlinear, "
+    "rlinear, patchtst; or measure untrained: fracast.",
 )
 @condition_option
 @plot_option
@@ -124,6 +126,11 @@ def train_command(
     config = parse_settings(settings)
     require_out(out, condition)
     require_plots(plots, errors, condition)
+    if condition is not None and (compare is not None or name is not None):
+        raise click.UsageError(
+            "--compare and --name go with one adapter; --condition trains several"
+        )
+    others, channels = _names("--compare", compare), _names("--columns", columns)
     from edge_lora.timeseries.bases import make_base
     from edge_lora.timeseries.compare import (
         baselines,
@@ -136,9 +143,8 @@ def train_command(
     from edge_lora.timeseries.training import Recipe, pick_device, settings_for
     from edge_lora.timeseries.windows import cut
 
-    others = _names(compare)
-    check_comparisons(others)
-    series = read_series(data, time, fill, condition, _names(columns))
+    check_comparisons(others, window, horizon)
+    series = read_series(data, time, fill, condition, channels)
     parts = cut(series, window, horizon, split)
     model = make_base(base, window, horizon, affine)
     recipe = Recipe(
@@ -165,7 +171,7 @@ def train_command(
     results = [
         ours,
         *baselines(parts, season, recipe, with_no_base=base != "linear"),
-        *comparisons(others, parts, seed, recipe.device),
+        *comparisons(others, parts, seed, recipe.device, epochs),
     ]
     draw(plots, errors, series, parts, model, results, season, data.name)
     facts = {
@@ -189,20 +195,28 @@ def train_command(
 @_affine_option
 @_window_option
 @_horizon_option
+@engines_option
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write."
 )
 @json_option
 def export_command(
-    base: str, affine: bool, window: int, horizon: int, out: Path, as_json: bool
+    base: str,
+    affine: bool,
+    window: int,
+    horizon: int,
+    engines: tuple[str, ...],
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Export a forecasting base to a bundle, for any number of series and channels.
 
     Its input x is (batch, window, channels), its output (batch, horizon, channels), in any unit:
-    normalisation is inside.
+    normalisation is inside. ExecuTorch reserves memory for a run: of 64 windows of 16 channels.
 
     \b
     edge-lora export --task forecast --horizon 96 -o forecast-bundle
+    edge-lora export --task forecast --horizon 96 -o forecast-et --engine executorch
     """
     import torch
 
@@ -213,7 +227,8 @@ def export_command(
     manifest = export_bundle(
         model,
         out,
-        example_inputs={"x": torch.randn(3, window, 2, generator=torch.Generator().manual_seed(0))},
+        example_inputs={"x": torch.randn(8, window, 2, generator=torch.Generator().manual_seed(0))},
+        engines=engines,
         dynamic_shapes={"x": {0: "batch", 2: "channels"}},
         slot_names=[*model.slots, *model.affine_slots],
         base_id=model.id,
@@ -222,7 +237,8 @@ def export_command(
         "bundle": str(out),
         "base": manifest.base_id,
         "base_fingerprint": manifest.fingerprint,
-        "slots": len(manifest.stored),
+        "slots": len(manifest.weights),
+        **({"largest": dict(manifest.program.largest)} if manifest.program else {}),
         "size": human_bytes(sum(record.size for record in manifest.files.values())),
         "largest_relative_error": dict(manifest.parity),
     }
@@ -256,6 +272,7 @@ def _print(facts: dict[str, Any], results: list[Result], as_json: bool) -> None:
     shown["file_bytes"] = human_bytes(facts["file_bytes"])
     shown["base_bytes"] = human_bytes(facts["base_bytes"])
     print_facts({key.replace("_", " "): value for key, value in shown.items()})
+    is_part = any(r["windows"] != rows[0]["windows"] for r in rows)
     table = [
         [
             r["forecast"],
@@ -264,18 +281,23 @@ def _print(facts: dict[str, Any], results: list[Result], as_json: bool) -> None:
             human_bytes(r["adapter_bytes"]),
             f"{r['mse']:.4f}",
             f"{r['mae']:.4f}",
+            *([r["windows"]] if is_part else []),
         ]
         for r in rows
     ]
     heads = ["forecast", "values", "base", "adapter", "test MSE", "test MAE"]
+    heads += ["windows"] if is_part else []
     print_table(heads, table, "errors on scaled data; bytes of the base, and of what was fitted")
     stride = max(1, -(-len(steps) // STEPS_SHOWN))
-    some = steps[stride - 1 :: stride]
+    some = steps[::-stride][::-1]  # the last step is among them
     table = [[s["step"], f"{s['mse']:.4f}", f"{s['mae']:.4f}"] for s in some]
     print_table(["steps ahead", "test MSE", "test MAE"], table, "of the adapter, by step")
     click.echo(facts["verdict"])
 
 
-def _names(text: str | None) -> list[str]:
-    """Return the names of a list with commas; none of nothing."""
-    return [name.strip() for name in text.split(",")] if text else []
+def _names(option: str, text: str | None) -> list[str]:
+    """Return the names of a list with commas; none without the option."""
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise click.UsageError(f"{option} {text!r} has an empty name; separate names by one comma")
+    return names

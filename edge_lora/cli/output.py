@@ -33,6 +33,15 @@ engine_option = click.option(
     show_default=True,
     help="auto: the first of the others that the bundle was exported for.",
 )
+engines_option = click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "executorch"]),
+    default=["onnxruntime"],
+    show_default=True,
+    help="What runs the bundle. Repeat it for both, over one slot table.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 
