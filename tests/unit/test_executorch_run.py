@@ -198,6 +198,7 @@ def test_needs_no_environment(bundle):
         (["b", "--runs", "0"], "--runs is '0'"),
         (["b", "--threads", "1x"], "--threads is '1x'"),
         (["b", "--fast"], "unknown option '--fast'"),
+        (["b", "x=1", "x=2"], "two adapters are named 'x'"),
     ],
 )
 def test_usage(arguments, message):
@@ -242,6 +243,17 @@ def test_adapters_of_other_slots(bundle, tmp_path):
     assert "up.weight: trained on weight ffffffffffffffff" in err
 
 
+def test_8_bit_slots_are_refused_with_what_to_do(bundle, tmp_path):
+    path = adapter_for(bundle, sparse, ["up.weight"]).save(tmp_path / "a.safetensors")
+    copied = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = copied / "bundle.json"
+    manifest.write_text(edited(manifest, lambda r: place(r).update(dtype="I8")))
+    code, _, err = run(copied, f"a={path}", "--runs", 1)
+    assert code == 1
+    assert "up.weight: is not fp32 in the program" in err
+    assert "export the base with fp32 weights" in err
+
+
 def test_files_that_are_missing(bundle, tmp_path):
     assert run(tmp_path)[0] == 1
     code, _, err = run(bundle, f"a={tmp_path / 'no.safetensors'}")
@@ -284,6 +296,7 @@ def place(raw):
         (lambda r: r.pop("executorch"), "has no ExecuTorch program"),
         (lambda r: r["executorch"].update(file="../x"), "lies outside the bundle"),
         (lambda r: place(r).update(offset=1 << 62), "its values are outside the file"),
+        (lambda r: place(r).update(offset=place(r)["offset"] - 16), "another sha256 than the slot"),
         (lambda r: place(r).update(offset=-1), "'offset' is not a whole number"),
         (lambda r: place(r).update(key=""), "up.weight: the program does not hold its weight"),
         (lambda r: place(r).update(key="0" * 64), "did not pack"),

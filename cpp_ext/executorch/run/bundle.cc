@@ -176,7 +176,11 @@ void AddProblems(const Bundle& bundle, const std::string& name, const Json& delt
     problems.push_back(name + ": trained on weight " + hash + ", slot is " +
                        slot->sha256.substr(0, 16));
   }
-  if (!slot->is_fp32) problems.push_back(name + ": is not fp32 in the program: cannot be fused");
+  if (!slot->is_fp32) {
+    problems.push_back(name +
+                       ": is not fp32 in the program, so this tool cannot fuse into it. Use "
+                       "edge_lora.open() in Python, or export the base with fp32 weights");
+  }
 }
 
 }  // namespace

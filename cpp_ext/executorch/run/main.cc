@@ -80,7 +80,12 @@ Options Parse(const std::vector<std::string>& arguments) {
     } else if (equals == std::string::npos || equals == 0) {
       throw UsageError("'" + argument + "' is not NAME=FILE");
     } else {
-      options.adapters.emplace_back(argument.substr(0, equals), argument.substr(equals + 1));
+      const std::string name = argument.substr(0, equals);
+      const auto is_same = [&](const auto& known) { return known.first == name; };
+      if (std::ranges::any_of(options.adapters, is_same)) {
+        throw UsageError("two adapters are named '" + name + "'");
+      }
+      options.adapters.emplace_back(name, argument.substr(equals + 1));
     }
   }
   if (options.bundle.empty()) throw UsageError("BUNDLE is missing");

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <set>
 
 #include "file.h"
 #include "probe.h"
@@ -18,10 +19,25 @@ namespace {
 
 void RequireWhole(const Bundle& bundle, std::span<const uint8_t> pte) {
   // XNNPACK trusts its part of a program, so a damaged one must not get there.
-  if (Sha256Hex(pte.data(), pte.size()) == bundle.sha256) return;
-  throw Error(Code::kBundle, "'" + bundle.program +
-                                 "' is damaged: its sha256 is not the manifest's. Copy or export "
-                                 "the bundle again");
+  if (Sha256Hex(pte.data(), pte.size()) != bundle.sha256) {
+    throw Error(Code::kBundle, "'" + bundle.program +
+                                   "' is damaged: its sha256 is not the manifest's. Copy or export "
+                                   "the bundle again");
+  }
+  std::vector<std::string> problems;
+  for (const BundleSlot& slot : bundle.slots) {
+    if (!slot.is_fp32) continue;
+    for (const uint64_t offset : std::set{slot.offset, slot.packed_offset}) {
+      if (Sha256Hex(pte.data() + offset, slot.shape().size() * sizeof(float)) == slot.sha256) {
+        continue;
+      }
+      problems.push_back(slot.name + ": the bytes at " + std::to_string(offset) +
+                         " have another sha256 than the slot table's");
+    }
+  }
+  if (problems.empty()) return;
+  throw Error(Code::kBundle,
+              ListAll("'" + bundle.program + "' does not hold the weights of its base", problems));
 }
 
 std::shared_ptr<const PackedFile> MakePackedFile() {
