@@ -60,6 +60,10 @@ InputTensor InputFrom(const AnyArray& array, size_t position) {
   for (const Dtype& known : kDtypes) {
     if (array.dtype() == known.dtype) input.type = known.type;
   }
+  if (array.size() == 0) {
+    throw Error(Code::kInvalidArgument,
+                "input " + std::to_string(position) + " is empty: a run takes one value or more");
+  }
   int64_t stride = 1;
   bool is_contiguous = true;
   for (size_t d = array.ndim(); d-- > 0;) {
@@ -93,25 +97,31 @@ nb::ndarray<nb::numpy> ArrayFrom(OutputTensor output, size_t position) {
               "output " + std::to_string(position) + " has a type that NumPy does not have");
 }
 
+/// The program, and the memory that it reads for as long as anybody runs it.
+std::shared_ptr<Program> Holding(const AnyArray& pte, std::shared_ptr<Program> program) {
+  Program* held = program.get();
+  const auto release = [pte, program = std::move(program)](Program*) mutable { program.reset(); };
+  return {held, release};
+}
+
 /// A program together with the Python memory that it reads from.
 class PythonProgram {
  public:
-  PythonProgram(const ReadOnlyBytes& pte, int packed_fd, int threads) : pte_(pte) {
+  PythonProgram(const ReadOnlyBytes& pte, int packed_fd, int threads) {
     const std::span<const uint8_t> bytes(pte.data(), pte.size());
     const nb::gil_scoped_release release;
-    program_ = std::make_shared<Program>(bytes, FileAt(packed_fd), threads);
+    program_ = Holding(AnyArray(pte), std::make_shared<Program>(bytes, FileAt(packed_fd), threads));
   }
 
   PythonProgram(const WritableBytes& pte, const std::vector<Wanted>& wanted, int packed_fd,
-                int threads)
-      : pte_(pte) {
+                int threads) {
     std::vector<ProbeSlot> slots;
     slots.reserve(wanted.size());
     for (const auto& [key, offset, in, out] : wanted) slots.push_back({key, offset, {out, in}});
     const std::span<uint8_t> bytes(pte.data(), pte.size());
     const nb::gil_scoped_release release;
     ProbedProgram probed = OpenProbed(bytes, PackedFile::At(packed_fd), threads, slots);
-    program_ = std::move(probed.program);
+    program_ = Holding(AnyArray(pte), std::move(probed.program));
     layouts_ = std::move(probed.layouts);
   }
 
@@ -180,7 +190,8 @@ class PythonProgram {
     return all;
   }
 
-  /// Arrays that packed() returned stay valid; a run that is going on ends first.
+  /// Arrays that packed() returned stay valid; a run that is going on ends first. The file's memory
+  /// is let go, too.
   void Close() {
     std::shared_ptr<Program> last = std::move(program_);
     mapping_.reset();
@@ -193,7 +204,6 @@ class PythonProgram {
     return packed_fd < 0 ? nullptr : PackedFile::At(packed_fd);
   }
 
-  AnyArray pte_;  // before the program, which reads from it
   std::shared_ptr<Program> program_;
   std::vector<std::shared_ptr<const Layout>> layouts_;
   std::shared_ptr<const Mapping> mapping_;

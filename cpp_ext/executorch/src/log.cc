@@ -2,6 +2,7 @@
 
 #include <executorch/runtime/platform/platform.h>
 
+#include <mutex>
 #include <string_view>
 #include <utility>
 
@@ -38,16 +39,17 @@ void Abort() {
   throw Error(Code::kInternal, "ExecuTorch gave up: " + kept);
 }
 
-/// Once per process: messages of other users of the engine go where they went before.
+/// Messages of other users of the engine go where they went before. Such a user, loaded later, may
+/// have put its own functions in the place of ours.
 void Register() {
-  static const bool is_registered = [] {
-    executorch::runtime::PalImpl ours = *executorch::runtime::get_pal_impl();
-    emit_elsewhere = std::exchange(ours.emit_log_message, &Emit);
-    abort_elsewhere = std::exchange(ours.abort, &Abort);
-    ours.source_filename = "edge_lora";
-    return executorch::runtime::register_pal(ours);
-  }();
-  static_cast<void>(is_registered);
+  static std::mutex mutex;
+  const std::scoped_lock lock(mutex);
+  executorch::runtime::PalImpl ours = *executorch::runtime::get_pal_impl();
+  if (ours.emit_log_message == &Emit && ours.abort == &Abort) return;
+  emit_elsewhere = std::exchange(ours.emit_log_message, &Emit);
+  abort_elsewhere = std::exchange(ours.abort, &Abort);
+  ours.source_filename = "edge_lora";
+  static_cast<void>(executorch::runtime::register_pal(ours));
 }
 
 }  // namespace

@@ -76,6 +76,15 @@ std::unique_ptr<void, FreeMemory> Allocate(size_t bytes) {
   return memory;
 }
 
+/// Gives back what was offered for the largest output, and is not needed for this one.
+void Shrink(std::unique_ptr<void, FreeMemory>& memory, size_t bytes) {
+  // NOLINTNEXTLINE(cppcoreguidelines-no-malloc): it was allocated for std::free.
+  void* smaller = std::realloc(memory.get(), std::max(kAlignment, bytes));
+  if (smaller == nullptr) return;  // then it stays as large as it is
+  static_cast<void>(memory.release());
+  memory.reset(smaller);
+}
+
 TensorSpec SpecOf(const et::Result<et::Tag>& tag, const et::Result<et::TensorInfo>& info,
                   const std::string& what) {
   if (!tag.ok()) throw Error(Code::kBundle, what + " of the program has no type");
@@ -268,7 +277,10 @@ void Program::Collect(size_t position, OutputTensor& output) {
   output.type = tensor.scalar_type();
   output.sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
   output.strides.assign(tensor.strides().begin(), tensor.strides().end());
-  if (output.data != nullptr && tensor.const_data_ptr() == output.data.get()) return;
+  if (output.data != nullptr && tensor.const_data_ptr() == output.data.get()) {
+    Shrink(output.data, tensor.nbytes());
+    return;
+  }
   output.data = Allocate(tensor.nbytes());
   if (tensor.nbytes() > 0) std::memcpy(output.data.get(), tensor.const_data_ptr(), tensor.nbytes());
 }
@@ -288,12 +300,7 @@ std::vector<OutputTensor> Program::Run(const std::vector<InputTensor>& inputs) {
   const et::Error error = method_->execute();
   is_broken_ = false;
   if (error != et::Error::Ok) {
-    std::string shapes;
-    for (const InputTensor& input : inputs) {
-      shapes += (shapes.empty() ? "" : ", ") + Text(input.sizes);
-    }
-    throw Error(Code::kInternal,
-                "ExecuTorch failed to run the program on " + shapes + ": " + Reason(error, log));
+    throw Error(Code::kInternal, "ExecuTorch failed to run the program: " + Reason(error, log));
   }
   for (size_t i = 0; i < outputs.size(); ++i) Collect(i, outputs[i]);
   return outputs;
