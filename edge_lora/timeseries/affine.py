@@ -1,4 +1,10 @@
-"""The gain and shift of a base's normalisation, trained beside whatever a method trains."""
+"""The gain and shift of a base's normalisation, trained beside whatever a method trains.
+
+Adapters with a gain are made to be worn one at a time. The file holds the change of the gain, so
+two of them together add their changes, where their effects would multiply: the sum of two adapters
+is neither of them nor both. A gain near zero, which such a sum may give, is kept away from zero
+where the forecast is divided by it.
+"""
 
 from __future__ import annotations
 

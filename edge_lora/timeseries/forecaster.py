@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 EPSILON = 1e-5  # added to the variance of a window
+LEAST_GAIN = 0.01  # that a forecast is divided by
 OFF = 2.0**-20  # from one and zero, which an engine takes out of the graph when it loads it
 
 
@@ -41,8 +42,17 @@ class Normalise(nn.Module):
     def back(self, y: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         """Return a forecast (…, horizon) in the unit of the series."""
         if self.gain is not None and self.shift is not None:
-            y = (y - self.shift) / self.gain
+            y = (y - self.shift) / _away_from_zero(self.gain.expand_as(spread))
         return y * spread + mean
+
+
+def _away_from_zero(gain: Tensor) -> Tensor:
+    """Return ``gain`` with its sign, at least ``LEAST_GAIN`` from zero.
+
+    It comes as wide as the batch: what follows from a weight alone, an engine computes once.
+    """
+    size = gain.abs().clamp(min=LEAST_GAIN)
+    return torch.where(gain < 0, -size, size)
 
 
 class Forecaster(nn.Module):

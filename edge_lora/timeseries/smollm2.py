@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from edge_lora.bases import load_model
-from edge_lora.errors import UnsupportedError
+from edge_lora.errors import EngineUnavailableError, UnsupportedError
 
 if TYPE_CHECKING:
     from transformers import LlamaModel
+
+
+LAYERS = 30
 
 
 def first_layers(count: int) -> LlamaModel:
@@ -20,9 +24,13 @@ def first_layers(count: int) -> LlamaModel:
         EngineUnavailableError: If the package with the weights is not installed.
         UnsupportedError: If the model has fewer layers.
     """
+    if not 1 <= count <= LAYERS:
+        raise UnsupportedError(f"smollm2:{count}: the model has {LAYERS} layers, 1 to {LAYERS}")
+    if find_spec("gguf") is None:
+        raise EngineUnavailableError(
+            "the base 'smollm2' is read with gguf. Install it with: pip install 'edge-lora[demo]'"
+        )
     model: LlamaModel = load_model("smollm2").model.model
-    if not 1 <= count <= len(model.layers):
-        raise UnsupportedError(f"smollm2:{count}: the model has {len(model.layers)} layers")
     model.layers = model.layers[:count]
     model.embed_tokens = nn.Identity()  # windows come in as vectors
     model.config.num_hidden_layers = count

@@ -132,8 +132,13 @@ def test_smollm2_gives_its_first_layers(tiny_llama, monkeypatch, x):
         assert base.slots == ("in_layer", "out_layer")
         assert "encoder.embed_tokens.weight" not in find_weights(base)
         torch.testing.assert_close(base(x), x.mean(1, keepdim=True).expand(-1, 6, -1))
-        with pytest.raises(UnsupportedError, match="smollm2:9: the model has 1 layers"):
-            make_base("smollm2:9", 50, 6)
+        for count in (0, 31, 10**9):
+            monkeypatch.setattr(smollm2, "load_model", None)  # refused before it is loaded
+            with pytest.raises(UnsupportedError, match="the model has 30 layers"):
+                make_base(f"smollm2:{count}", 50, 6)
+        monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
+        with pytest.raises(EngineUnavailableError, match=r"gguf.*edge-lora\[demo\]"):
+            make_base("smollm2:1", 50, 6)
     finally:
         tiny_llama.model.layers, tiny_llama.model.embed_tokens = kept, table
 
@@ -223,6 +228,19 @@ def test_affine_normalisation_is_its_formula(x):
     z = (series - mean) / spread * 1.7 - 0.4
     want = (z @ weight.double().numpy().T + 0.4) / 1.7 * spread + mean
     np.testing.assert_allclose(got, want.transpose(0, 2, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gain", "divisor"), [(0.0, 0.01), (-1e-6, -0.01), (-0.5, -0.5)])
+def test_a_gain_near_zero_does_not_explode(x, gain, divisor):
+    base = make_base("linear", 50, 6, affine=True)
+    with torch.no_grad():
+        base.norm.gain.fill_(gain)
+        base.norm.shift.fill_(0.25)
+        got = base(x).transpose(1, 2).double()
+    series = x.double().transpose(1, 2)
+    spread = torch.sqrt(series.var(-1, unbiased=False, keepdim=True) + 1e-5)
+    want = -0.25 / divisor * spread + series.mean(-1, keepdim=True)
+    torch.testing.assert_close(got, want.expand_as(got), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.ort
