@@ -4,15 +4,21 @@ The data set (zhouhaoyi/ETDataset, ETTh1.csv) is not part of this project. Stand
 data, all test windows, best epoch by validation. Rates and groups were chosen on validation errors.
 Slow rows (transformers, frozen bases) are those of ``bench/forecast_rivals.py``.
 
-    PYTHONPATH=. python bench/forecast.py PATH/ETTh1.csv      (or EDGE_LORA_ETTH1=PATH/ETTh1.csv)
+    PYTHONPATH=. python bench/forecast.py PATH/ETTh1.csv                      everything
+    PYTHONPATH=. python bench/forecast.py PATH/ETTh1.csv --errors 96 192      errors, no speed
+
+The second needs neither the compiled core nor an engine; horizons that it is not asked for keep
+their rows in ``bench/results/forecast_runs.json``.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
-import os
+import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -21,11 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.common import report
+from bench.common import RESULTS, report
 from edge_lora.methods import attach
 from edge_lora.quantise import quantise
-from edge_lora.runtime import open_bundle
-from edge_lora.runtime.bench.measure import interleave, resident_bytes
 from edge_lora.timeseries.bases import make_base
 from edge_lora.timeseries.compare import (
     Result,
@@ -80,7 +84,8 @@ def rows_of(series: Series, horizon: int) -> list[dict[str, Any]]:
     for result in baselines(parts, SEASON, Recipe(), with_no_base=False):
         add(result.name, result)
     for name in RIVALS:
-        add(name, comparisons([name], parts, 0, "cpu")[0], 0)
+        for seed in SEEDS:
+            add(name, comparisons([name], parts, seed, "cpu")[0], seed)
     for seed in SEEDS:
         adapter, result = trained(base, "linear", parts, Recipe(seed=seed), "etth1")
         add("default adapter", result, seed)
@@ -94,18 +99,38 @@ def rows_of(series: Series, horizon: int) -> list[dict[str, Any]]:
 
 
 def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of each contestant and horizon, then over horizons."""
+    """Return the mean over seeds of each contestant and horizon, then over all horizons."""
     numbers = ("values", "base_bytes", "adapter_bytes", "test_mse", "test_mae", "seconds")
     table: list[dict[str, Any]] = []
     for name in dict.fromkeys(row["forecast"] for row in rows):
-        for horizon in HORIZONS:
+        there = [h for h in HORIZONS if any(r["horizon"] == h for r in rows)]
+        for horizon in there:
             same = [r for r in rows if r["forecast"] == name and r["horizon"] == horizon]
             mean = {key: float(np.mean([r[key] for r in same])) for key in numbers}
             table.append({"forecast": name, "horizon": str(horizon), **mean})
-        four = table[-len(HORIZONS) :]
-        mean = {key: float(np.mean([r[key] for r in four])) for key in numbers}
-        table.append({"forecast": name, "horizon": "mean", **mean})
+        if len(there) == len(HORIZONS):
+            four = table[-len(HORIZONS) :]
+            mean = {key: float(np.mean([r[key] for r in four])) for key in numbers}
+            table.append({"forecast": name, "horizon": "mean", **mean})
     return table
+
+
+def errors(path: Path, horizons: Sequence[int]) -> None:
+    """Measure these horizons and write both tables, with the rows of others from earlier runs."""
+    series = read_series(path)
+    for horizon in horizons:
+        found = rows_of(series, horizon)
+        rows = [r for r in kept() if r["horizon"] != horizon and r.keys() == found[0].keys()]
+        rows = sorted([*rows, *found], key=lambda row: HORIZONS.index(row["horizon"]))
+        report("forecast_runs", rows, "Every run.")
+        note = f"Means over seeds {SEEDS}; window {WINDOW}, {THREADS} threads."
+        report("forecast", means(rows), note)
+
+
+def kept() -> list[dict[str, Any]]:
+    """Return the rows of earlier runs."""
+    path = RESULTS / "forecast_runs.json"
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 class Live:
@@ -144,6 +169,9 @@ def speed(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
         name: Of the base.
         shape: (batch, window, channels); one forecast is one channel of one window.
     """
+    from edge_lora.runtime import open_bundle
+    from edge_lora.runtime.bench.measure import interleave
+
     with tempfile.TemporaryDirectory() as folder:
         live = Live(name, Path(folder), 1)
         torch.set_num_threads(1)
@@ -171,6 +199,9 @@ def speed(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 def memory() -> dict[str, Any]:
     """Return what many adapters of the linear base take in one session, against their files."""
+    from edge_lora.runtime import open_bundle
+    from edge_lora.runtime.bench.measure import resident_bytes
+
     with tempfile.TemporaryDirectory() as folder:
         live = Live("linear", Path(folder), ADAPTERS)
         files = sum(path.stat().st_size for path in live.paths)
@@ -197,30 +228,28 @@ def memory() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure everything and write both tables; returns the exit code."""
-    path = arguments[0] if arguments else os.environ.get("EDGE_LORA_ETTH1")
-    if path is None:
-        print("give the path of ETTh1.csv, or set EDGE_LORA_ETTH1", file=sys.stderr)
-        return 2
+    """Measure everything, or errors alone, and write the tables; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path, help="ETTh1.csv")
+    parser.add_argument("--errors", type=int, nargs="+", choices=HORIZONS, help="Only of these.")
+    given = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
+    if given.errors:
+        errors(given.data, given.errors)
+        return 0
     note = f"One thread, medians of {REPEATS} alternating bursts of {BURST} calls each."
     bases = ("linear", "gpt2-random:2x64")
     report("forecast_speed", [speed(base, shape) for base in bases for shape in SHAPES], note)
     report("forecast_memory", [memory()], "Heap that was free before is used again.")
     torch.set_num_threads(THREADS)
-    series = read_series(path)
-    rows = [row for horizon in HORIZONS for row in rows_of(series, horizon)]
-    report("forecast_runs", rows, "Every run.")
-    report(
-        "forecast", means(rows), f"Means over seeds {SEEDS}; window {WINDOW}, {THREADS} threads."
-    )
+    errors(given.data, HORIZONS)
     published = [
         {
             "forecast": f"{name}, published",
-            **{str(h): mse for h, mse in zip(HORIZONS, errors, strict=True)},
-            "mean": float(np.mean(errors)),
+            **{str(h): mse for h, mse in zip(HORIZONS, figures, strict=True)},
+            "mean": float(np.mean(figures)),
         }
-        for name, errors in PUBLISHED.items()
+        for name, figures in PUBLISHED.items()
     ]
     report("forecast_published", published, "Test MSE as published, window 336; not measured here.")
     return 0

@@ -24,7 +24,7 @@ from edge_lora.runtime.bench.measure import device as processor
 from edge_lora.timeseries.bases import make_base
 from edge_lora.timeseries.compare import Result, comparisons, trained
 from edge_lora.timeseries.series import read_series
-from edge_lora.timeseries.training import Recipe, require_device
+from edge_lora.timeseries.training import Recipe
 from edge_lora.timeseries.windows import Parts, cut
 
 WINDOW, HORIZON, THREADS = 336, 96, 2
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW")
-    parser.add_argument("--device", default="cpu", type=require_device)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seed", default=0, type=int)
     given = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
