@@ -93,6 +93,15 @@ def make_base(name: str, window: int, horizon: int, affine: bool = False) -> For
     raise UnknownNameError(f"unknown base {name!r}. Known: {NAMES}")
 
 
+def portable_name(name: str) -> str:
+    """Return a base's name without the way to its folder on this machine, if it is one."""
+    kind, colon, rest = name.partition(":")
+    if kind == "gpt2-compact" and not SHAPE.fullmatch(rest) and Path(rest).is_dir():
+        return f"{kind}{colon}{Path(rest).resolve().name}" if rest else name
+    is_folder = Path(name).is_dir() and name not in ("linear", "fracast", "gpt2-random")
+    return Path(name).resolve().name if is_folder else name
+
+
 def _gpt2(source: str) -> GPT2Model:
     """Return blocks: random ones of a shape such as "2x64" (default: 6x768), or of a folder."""
     from edge_lora.timeseries.gpt2 import checkpoint_blocks, random_blocks

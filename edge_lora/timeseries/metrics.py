@@ -40,16 +40,16 @@ class Errors:
         return float(self.mae_by_step.mean())
 
 
-def measure(predict: Predict, windows: Windows, most: int | None = None) -> Errors:
+def measure(predict: Predict, windows: Windows, which: NDArray[np.int64] | None = None) -> Errors:
     """Forecast windows (no last batch is dropped) and return the errors.
 
     Args:
         predict: The forecast.
-        windows: All of them, unless there are more than ``most``.
-        most: Then so many, evenly spread: for forecasts that take long.
+        windows: Of one part.
+        which: (n,) numbers of those to forecast, for forecasts that take long; None for all.
     """
-    count = len(windows) if most is None else min(most, len(windows))
-    which = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
+    which = np.arange(len(windows)) if which is None else which
+    count = len(which)
     squared = np.zeros(windows.horizon)
     absolute = np.zeros(windows.horizon)
     for first in range(0, count, BATCH):

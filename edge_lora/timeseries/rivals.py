@@ -7,13 +7,12 @@
 | ``patchtst`` | patches of 16, stride 8, 3 encoder layers of width 16 (Nie et al. 2022) |
 
 Sources: arXiv:2205.13504, 2305.10721, 2211.14730. Written from their formulas. Differences: every
-channel shares all weights, RLinear's gain and shift too; PatchTST has layer norms in place of batch
-norms, since the training loop keeps the statistics of those as they are.
+channel shares all weights, the gain and shift of RLinear and PatchTST too; PatchTST has layer norms
+in place of batch norms, since the training loop keeps the statistics of those as they are, and its
+attention has no residual scores.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ class DLinear(nn.Module):
 
     lr = 3e-3
     epochs = 10
+    least_window = 1
 
     def __init__(self, window: int, horizon: int) -> None:
         super().__init__()
@@ -58,6 +58,7 @@ class RLinear(nn.Module):
 
     lr = 3e-3
     epochs = 10
+    least_window = 1
 
     def __init__(self, window: int, horizon: int) -> None:
         super().__init__()
@@ -76,6 +77,7 @@ class PatchTST(nn.Module):
 
     lr = 2e-4
     epochs = 10
+    least_window = PATCH - STRIDE
 
     def __init__(self, window: int, horizon: int) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class PatchTST(nn.Module):
         return y.view(batch, channels, -1).transpose(1, 2)
 
 
-RIVALS: dict[str, Callable[[int, int], DLinear | RLinear | PatchTST]] = {
+RIVALS: dict[str, type[DLinear | RLinear | PatchTST]] = {
     "dlinear": DLinear,
     "rlinear": RLinear,
     "patchtst": PatchTST,

@@ -51,6 +51,13 @@ class Windows:
         both = self.values[rows, channel[:, None]]
         return both[:, : self.window], both[:, self.window :]
 
+    def spread(self, most: int) -> NDArray[np.int64]:
+        """Return numbers of about ``most`` windows: starts evenly spread, every channel of each."""
+        channels = int(self.values.shape[1])
+        count = min(self.starts, max(1, most // channels))
+        starts = np.linspace(0, self.starts - 1, count).round().astype(np.int64)
+        return (starts[:, None] * channels + np.arange(channels)).ravel()
+
     def batches(self, size: int) -> Iterator[tuple[Floats, Floats]]:
         """Yield every window once, in order; the last batch may be smaller."""
         for first in range(0, len(self), size):

@@ -1,6 +1,7 @@
 """Other people's forecasters, from their formulas, and what stands beside an adapter."""
 
 import json
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from edge_lora.cli import main
-from edge_lora.errors import UnknownNameError, UnsupportedError
+from edge_lora.errors import EngineUnavailableError, UnknownNameError, UnsupportedError
 from edge_lora.timeseries.series import SeriesError, read_series
 
 torch = pytest.importorskip("torch")
@@ -147,14 +148,61 @@ def test_fracast_untrained_says_how_many_windows_it_saw(parts, monkeypatch):
     assert (row.errors.windows, row.values, row.base_bytes) == (5, 0, 4 * 85_001)
 
 
-def test_some_windows_are_spread_evenly(parts):
-    windows = replace(parts.test, values=np.arange(60, dtype=np.float32)[:, None])
+def test_some_windows_are_spread_evenly_and_have_every_channel(parts):
+    values = np.arange(60, dtype=np.float32)[:, None] + 100 * np.arange(3, dtype=np.float32)
+    windows = replace(parts.test, values=values)
     seen = []
 
     def predict(x):
         seen.extend(x[:, 0].tolist())
         return np.zeros((len(x), 6), np.float32)
 
-    assert measure(predict, windows, most=3).windows == 3
-    assert seen == [0, 15, 30] or seen == [0, 16, 30]
+    which = windows.spread(10)
+    assert measure(predict, windows, which).windows == 9
+    assert seen == [c + t for t in (0, 15, 30) for c in (0, 100, 200)]
     assert windows.starts == 31
+    np.testing.assert_array_equal(windows.spread(1), [0, 1, 2])
+    np.testing.assert_array_equal(windows.spread(1000), np.arange(len(windows)))
+
+
+@pytest.mark.parametrize(
+    ("names", "window", "message"),
+    [
+        ("patchtst,dlinear", 6, "patchtst needs a window of at least 8 rows, not 6"),
+        ("dlinear,", 24, "--compare 'dlinear,' has an empty name"),
+        (",", 24, "--compare ',' has an empty name"),
+    ],
+)
+def test_comparisons_that_cannot_be_are_refused_before_training(tmp_path, names, window, message):
+    data, out = write(tmp_path / "x.csv"), tmp_path / "x.safetensors"
+    command = f"train --task forecast --columns a --horizon 6 --window {window} --compare {names}"
+    arguments = [*command.split(), "--data", str(data), "-o", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "training on" not in result.output
+    assert not out.exists()
+
+
+def test_a_comparison_without_its_package_is_refused_before_training(parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fracast", None)
+    monkeypatch.setitem(sys.modules, "fracast.inference", None)
+    with pytest.raises(EngineUnavailableError, match=r"edge-lora\[forecast\]"):
+        compare.check_comparisons(["fracast"], 24, 6)
+    with pytest.raises(UnsupportedError, match="8 rows, not 7"):
+        compare.check_comparisons(["fracast"], 7, 6)
+
+
+def test_rivals_take_the_epochs_that_are_asked_for_and_each_name_once(parts):
+    rows = compare.comparisons(["dlinear", "rlinear", "dlinear"], parts, 0, "cpu", epochs=2)
+    assert [row.name for row in rows] == ["dlinear", "rlinear"]
+    assert [len(row.fit.validation_losses) for row in rows] == [2, 2]
+
+
+@pytest.mark.parametrize("options", [("--compare", "dlinear"), ("--name", "x")])
+def test_what_a_set_has_not_is_refused(tmp_path, options):
+    data = write(tmp_path / "x.csv")
+    command = f"train --task forecast --data {data} --columns a --horizon 6 --condition hour -o"
+    result = CliRunner().invoke(main, [*command.split(), str(tmp_path / "set"), *options])
+    assert result.exit_code == 2
+    assert "--condition trains several" in result.output
