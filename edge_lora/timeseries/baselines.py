@@ -10,6 +10,7 @@ from edge_lora.timeseries.windows import Floats, Parts, Windows
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Tried by ``linear``, relative to the mean variance of an input."""
+LEAST_UNIT = 1e-6  # of that; a series that never changes has none
 
 
 def last_value(horizon: int) -> Predict:
@@ -35,7 +36,7 @@ def linear(parts: Parts) -> tuple[Predict, int]:
     """
     window, horizon = parts.train.window, parts.train.horizon
     gram, cross = _moments(parts.train)
-    unit = float(np.trace(gram)) / window
+    unit = max(float(np.trace(gram)) / window, LEAST_UNIT)
 
     def solved(ridge: float) -> Predict:
         weight = np.linalg.solve(gram + ridge * unit * np.eye(window), cross).astype(np.float32)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge_lora.errors import UnsupportedError
-from edge_lora.methods import attach, get_method
+from edge_lora.errors import UnsupportedError, list_all
+from edge_lora.methods import attach, find_weights, get_method
 from edge_lora.methods.attached import Attached, slot_seed
+from edge_lora.methods.base_slots import SlotWeight
 from edge_lora.methods.branches import SideBranches
+from edge_lora.slots import match_names
 from edge_lora.timeseries.affine import with_affine
 from edge_lora.timeseries.forecaster import Forecaster
 from edge_lora.timeseries.metrics import Predict
@@ -81,7 +83,10 @@ class Shuffled:
 def settings_for(base: Forecaster, method: str) -> dict[str, Any]:
     """Return the options of ``method`` that suit ``base``."""
     tried = DEFAULTS.get(method)
-    return {} if tried is None else {**tried, **base.settings}
+    if tried is None:
+        return {}
+    known = {field.name for field in fields(get_method(method).config_class)}
+    return {key: value for key, value in {**tried, **base.settings}.items() if key in known}
 
 
 def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, TrainReport]:
@@ -97,7 +102,8 @@ def fit(base: Forecaster, parts: Parts, recipe: Recipe) -> tuple[Attached, Train
         The model with the best epoch's adapter on, and the curves.
 
     Raises:
-        UnsupportedError: A method that does not change weights, or a device that is not there.
+        UnsupportedError: A method that does not change weights, or cannot change those of this
+            base, or a device that is not there.
     """
     attached = put_on(base, parts, recipe)
     return attached, go_on(attached, base, parts, recipe)
@@ -110,12 +116,36 @@ def put_on(base: Forecaster, parts: Parts, recipe: Recipe) -> Attached:
             f"method {recipe.method!r} stands beside modules; a forecast changes weights. "
             "Use lora, rslora, bilora …"
         )
+    if recipe.method == "dora":
+        _require_lengths(base)
     base.to(require_device(recipe.device))
     settings = settings_for(base, recipe.method) if recipe.settings is None else recipe.settings
     options = run_options(recipe.method, recipe.seed, _batches(base, parts, recipe), recipe.device)
     attached = attach(base, recipe.method, base.slots, **{**options, **settings})
     _start(attached, base.nonzero_start, recipe.seed)
     return with_affine(attached, base) if base.affine_slots else attached
+
+
+def _require_lengths(base: Forecaster) -> None:
+    """Refuse weights with a row (of a table, a column) of zeros: DoRA keeps its length, which is 0.
+
+    Raises:
+        UnsupportedError: Names them.
+    """
+    weights = find_weights(base)
+    zero = [
+        f"{name}: {count} of length 0"
+        for name in match_names(base.slots, list(weights))
+        if (count := _count_zeros(weights[name]))
+    ]
+    if zero:
+        title = f"method 'dora' scales rows, and on base {base.id!r} these are zero and stay so"
+        raise UnsupportedError(f"{list_all(title, zero)}\nUse rslora, lora or bilora")
+
+
+def _count_zeros(weight: SlotWeight) -> int:
+    matrix = weight.matrix.t() if weight.kind == "embedding" else weight.matrix
+    return int((matrix == 0).all(1).sum())
 
 
 def go_on(attached: Attached, base: Forecaster, parts: Parts, recipe: Recipe) -> TrainReport:

@@ -1,6 +1,7 @@
 """Forecasting on the command line: train on a CSV, export the base, switch in a live session."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,16 +9,18 @@ from click.testing import CliRunner
 
 from edge_lora import Adapter
 from edge_lora.cli import main
+from edge_lora.errors import UnsupportedError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.torch
 
-from edge_lora.timeseries.bases import make_base  # noqa: E402
-from edge_lora.timeseries.compare import Result, measure_adapter, verdict  # noqa: E402
+from edge_lora.timeseries.baselines import linear  # noqa: E402
+from edge_lora.timeseries.bases import make_base, portable_name  # noqa: E402
+from edge_lora.timeseries.compare import Result, measure_adapter, trained, verdict  # noqa: E402
 from edge_lora.timeseries.metrics import Errors, measure  # noqa: E402
 from edge_lora.timeseries.series import read_series  # noqa: E402
-from edge_lora.timeseries.training import Recipe, fit, predictor  # noqa: E402
+from edge_lora.timeseries.training import Recipe, fit, predictor, settings_for  # noqa: E402
 from edge_lora.timeseries.windows import cut  # noqa: E402
 
 TINY = "gpt2-random:1x16"
@@ -88,6 +91,14 @@ def test_another_base_is_compared_with_no_base(data, tmp_path):
     assert "base does not help" in facts["verdict"] or "Test MSE" in facts["verdict"]
 
 
+def test_no_path_of_this_machine_is_stored(tmp_path):
+    (tmp_path / "gpt2").mkdir()
+    assert portable_name(str(tmp_path / "gpt2") + "/") == "gpt2"
+    assert portable_name(f"gpt2-compact:{tmp_path / 'gpt2'}") == "gpt2-compact:gpt2"
+    for name in ("linear", "fracast", "gpt2-random:1x16", "gpt2-compact", "smollm2:2"):
+        assert portable_name(name) == name
+
+
 def result_of(name, mse):
     return Result(name, 10, Errors(np.array([mse]), np.array([mse]), 1))
 
@@ -116,6 +127,63 @@ def test_training_is_repeatable_and_leaves_the_base_alone(data):
         attached.detach()
         assert not base.head.weight.any()
     assert found[0] == found[1]
+
+
+def test_results_on_other_windows_are_not_in_the_verdict():
+    ours = Result("adapter", 10, Errors(np.array([0.5]), np.array([0.5]), 700))
+    part = Result("fracast", 0, Errors(np.array([0.1]), np.array([0.1]), 256))
+    assert verdict([ours, part]).endswith("the best of the table.")
+
+
+def test_the_windows_of_a_row_are_shown_where_they_differ(capsys):
+    from edge_lora.cli.forecast import _print
+
+    def shown(windows):
+        rows = [Result("a", 1, Errors(np.ones(10), np.ones(10), n)) for n in windows]
+        _print({"file_bytes": 1, "base_bytes": 1, "verdict": ""}, rows, as_json=False)
+        return capsys.readouterr().out
+
+    assert "test MAE\twindows" in shown((9, 5))
+    assert "test MAE\twindows" not in shown((9, 9))
+    steps = [line.split("\t")[0] for line in shown((9, 9)).splitlines()][-6:-1]
+    assert steps == ["2", "4", "6", "8", "10"]
+
+
+def test_dora_is_refused_where_it_cannot_act(data, tmp_path):
+    result = train(data, tmp_path / "x.safetensors", "--method", "dora")
+    assert result.exit_code == 1
+    assert "head.weight: 6 of length 0" in result.output
+    assert "Use rslora" in result.output
+    parts = cut(read_series(data), 24, 6)
+    attached, _ = fit(make_base(TINY, 24, 6), parts, Recipe("dora", epochs=1, batch_size=256))
+    assert attached.method == "dora"
+
+
+def test_training_that_changes_nothing_is_refused(data):
+    parts = cut(read_series(data), 24, 6)
+    still = {
+        name: replace(getattr(parts, name), values=np.zeros_like(getattr(parts, name).values))
+        for name in ("train", "validation", "test")
+    }
+    base = make_base("linear", 24, 6)
+    with pytest.raises(UnsupportedError, match="training changed nothing"):
+        trained(base, "linear", replace(parts, **still), Recipe(epochs=1), "x")
+    assert not base.head.weight.any()
+
+
+def test_a_column_that_never_changes_is_forecast_as_it_is(data):
+    parts = cut(read_series(data), 24, 6)
+    still = replace(parts.train, values=np.full_like(parts.train.values, 2.0))
+    predict, _ = linear(replace(parts, train=still, validation=still))
+    np.testing.assert_allclose(predict(np.full((3, 24), 2.0, np.float32)), 2.0)
+
+
+def test_a_base_is_offered_only_options_that_the_method_has():
+    base = make_base("linear", 24, 6)
+    base.settings = {"rank": 4, "alpha": 4.0}
+    assert settings_for(base, "bilora") == {"rank": 4, "scale": 4.0, "bits": 4, "group": 64}
+    assert settings_for(base, "rslora") == {"rank": 4, "alpha": 4.0}
+    assert settings_for(base, "shira") == {}
 
 
 @pytest.mark.parametrize(
