@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_lora.adapter import Adapter
 from edge_lora.scenarios import write_scenarios
-from edge_lora.timeseries.compare import lowered, measure_adapter
+from edge_lora.timeseries.compare import bytes_of, lowered, measure_adapter
 from edge_lora.timeseries.condition_classifier import Picks, pick, train_classifier
 from edge_lora.timeseries.conditions import Conditions, only, require_windows
 from edge_lora.timeseries.forecaster import Forecaster
@@ -137,7 +137,7 @@ def train_scenarios(
         report,
         set_bytes=sum((folder / name).stat().st_size for name in names),
         one_bytes=min((folder / file).stat().st_size for _, file in files),
-        base_bytes=4 * sum(parameter.numel() for parameter in base.parameters()),
+        base_bytes=bytes_of(base),
     )
 
 
