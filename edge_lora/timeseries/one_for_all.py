@@ -1,6 +1,6 @@
 """One-for-All's network: a window as overlapping patches through frozen GPT-2 blocks.
 
-    x -> normalise -> repeat the last value STRIDE times -> patches -> in_layer -> GPT-2 -> flatten
+    x -> normalise -> repeat the last value -> patches -> in_layer -> GPT-2 -> flatten
       -> out_layer -> put mean and spread back
 
 Its adapter is rank-stabilised LoRA of rank 16 and alpha 16 on the position table (``gpt2.wpe``)
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from edge_lora.errors import UnsupportedError
 from edge_lora.timeseries.forecaster import Forecaster
 from edge_lora.timeseries.gpt2 import fill_uniform
+from edge_lora.timeseries.patches import LEAST_WINDOW, PATCH, count_overlapping, overlapping
 
 if TYPE_CHECKING:
     from transformers import GPT2Model
-
-PATCH, STRIDE = 16, 8
 
 
 class OneForAll(Forecaster):
@@ -39,8 +38,8 @@ class OneForAll(Forecaster):
     ) -> None:
         super().__init__(name, window, horizon, affine)
         width, positions = gpt2.config.n_embd, gpt2.config.n_positions
-        self.patches = (window + STRIDE - PATCH) // STRIDE + 1
-        if window < PATCH - STRIDE or self.patches > positions:
+        self.patches = count_overlapping(window)
+        if window < LEAST_WINDOW or self.patches > positions:
             raise UnsupportedError(
                 f"a window of {window} makes {max(0, self.patches)} patches; 1 to {positions} fit"
             )
@@ -56,8 +55,7 @@ class OneForAll(Forecaster):
         """Forecast (batch, window, channels) as (batch, horizon, channels)."""
         batch, channels = x.shape[0], x.shape[2]
         series, mean, spread = self.norm(x.transpose(1, 2).flatten(0, 1))
-        series = nn.functional.pad(series[:, None], (0, STRIDE), "replicate")[:, 0]
-        tokens = self.in_layer(series.unfold(1, PATCH, STRIDE))
+        tokens = self.in_layer(overlapping(series))
         # One row of positions for each series: were they constant, an engine would look them up
         # once, when it loads the graph, and adapters of the table would change nothing.
         positions = torch.arange(self.patches, device=x.device).expand(tokens.shape[0], -1)

@@ -21,12 +21,12 @@ from edge_lora.errors import UnknownNameError
 from edge_lora.methods.attached import Attached, Trained
 from edge_lora.slots import SlotTable
 from edge_lora.timeseries.forecaster import Normalise
+from edge_lora.timeseries.patches import LEAST_WINDOW, PATCH, count_overlapping, overlapping
 from edge_lora.timeseries.training import Recipe, Shuffled, require_device, train_forecast
 from edge_lora.timeseries.windows import Parts
 from edge_lora.training import TrainReport
 
 AVERAGE = 25
-PATCH, STRIDE = 16, 8
 WIDTH, HEADS, LAYERS, FEEDFORWARD, DROPOUT = 16, 4, 3, 128, 0.3
 
 
@@ -77,11 +77,11 @@ class PatchTST(nn.Module):
 
     lr = 2e-4
     epochs = 10
-    least_window = PATCH - STRIDE
+    least_window = LEAST_WINDOW
 
     def __init__(self, window: int, horizon: int) -> None:
         super().__init__()
-        self.patches = (window + STRIDE - PATCH) // STRIDE + 1
+        self.patches = count_overlapping(window)
         self.norm = Normalise(affine=True)
         self.embed = nn.Linear(PATCH, WIDTH)
         self.positions = nn.Parameter(torch.empty(self.patches, WIDTH).uniform_(-0.02, 0.02))
@@ -96,8 +96,7 @@ class PatchTST(nn.Module):
         """Forecast (batch, window, channels) as (batch, horizon, channels)."""
         batch, channels = x.shape[0], x.shape[2]
         series, mean, spread = self.norm(x.transpose(1, 2).flatten(0, 1))
-        series = nn.functional.pad(series[:, None], (0, STRIDE), "replicate")[:, 0]
-        tokens = self.dropout(self.embed(series.unfold(1, PATCH, STRIDE)) + self.positions)
+        tokens = self.dropout(self.embed(overlapping(series)) + self.positions)
         y: Tensor = self.head(self.encoder(tokens).flatten(1))
         y = self.norm.back(y, mean, spread)
         return y.view(batch, channels, -1).transpose(1, 2)
