@@ -88,6 +88,8 @@ def _is_factor(graph: ir.Graph, slot: Slot) -> bool:
 
 def _uniform_value(weight: np.ndarray) -> float | None:
     """Return the value that all of a matrix has, so that its block looks like others; or None."""
+    if not weight.size:  # as of a slot without rows
+        return None
     first = weight.flat[0]
     is_uniform = weight.flat[-1] == first and bool((weight == first).all())
     return float(first) if is_uniform else None
