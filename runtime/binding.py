@@ -47,7 +47,8 @@ class IoBinding:
         """Run once; returns the outputs as the engine's own tensors."""
         with self._session.held() as engine:
             adapter = self._session.unfused_values(self._adapter, self._rank)
-            return engine.run_values({**self._values, **adapter})
+            with self._session.following(self._values, self._adapter, self._rank):
+                return engine.run_values({**self._values, **adapter})
 
     def numpy(self, value: object) -> NDArray[np.generic]:
         """Return an output as a NumPy array."""

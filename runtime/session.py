@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edge_lora.runtime.binding import IoBinding
 from edge_lora.runtime.cache import cache_key
 from edge_lora.runtime.engines import Arrays, Engine, Route
 from edge_lora.runtime.input_check import check_inputs
+from edge_lora.runtime.kv_callers import callers_cache
 from edge_lora.runtime.live import Live
 from edge_lora.runtime.picking import Picking
 from edge_lora.runtime.rank_choice import Rank
@@ -49,6 +50,7 @@ class Session:
         self.manifest = manifest
         self.engine = engine  # its name
         self._live = Live(folder, manifest, engine, route, threads, adapter_budget_bytes)
+        self._cache = callers_cache(manifest)
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loaded: dict[str, LoadedAdapter] = {}
         self._picking = Picking(self._live, self._changing, self._loaded)
@@ -129,7 +131,11 @@ class Session:
                 self._live.require_open()
                 if adapter is not None or not self._live.picks:
                     fed = self._slot_inputs(adapter, chosen).arrays
-                    return self._live.engine.run({**inputs, **fed} if fed else inputs)
+                    feeds = {**inputs, **fed} if fed else inputs
+                    if self._cache is None:
+                        return self._live.engine.run(feeds)
+                    with self.following(inputs, adapter, chosen):
+                        return self._live.engine.run(feeds)
                 scenarios = self._picking.require()
             outputs = self._picking.run(scenarios, inputs)
             if outputs is not None:  # else another adapter or set came meanwhile
@@ -164,6 +170,19 @@ class Session:
         Unlike ONNX Runtime's own active adapters, an unfused ``adapter`` works through it.
         """
         return IoBinding(self, adapter, self.rank_of(adapter, rank))
+
+    def following(
+        self, feeds: Mapping[str, object], adapter: str | None, rank: int | None
+    ) -> AbstractContextManager[None]:
+        """Let one run, inside ``held()``, follow earlier ones in a cache that the graph has inside.
+
+        Raises:
+            UnsupportedError: On entering, if what it follows is of other weights.
+        """
+        if self._cache is None:
+            return nullcontext()
+        state = self.state_with(adapter, rank)
+        return self._cache.following(self._live.engine, feeds, state)
 
     def held(self) -> AbstractContextManager[Engine]:
         """Hold the weights as they are: no switch happens inside. Do not switch or run inside."""
