@@ -14,6 +14,7 @@ from edge_lora.atomic import replacing
 from edge_lora.errors import UnsupportedError
 
 Bytes = NDArray[np.uint8]
+_OFFSET = np.dtype(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,34 @@ class Piece:
     Attributes:
         slot: Whose weight it is.
         block: Number of the slot's block.
-        offsets: Of the bytes, (n,) int64, ascending.
+        offsets: Of the bytes, (n,) uint32, ascending; None: the whole block.
         new: What they become, (n,).
     """
 
     slot: str
     block: int
-    offsets: NDArray[np.int64]
+    offsets: NDArray[np.uint32] | None
     new: Bytes
+
+    @classmethod
+    def between(cls, slot: str, block: int, base: Bytes, packed: Bytes) -> Piece:
+        """Return what turns ``base`` into ``packed``, of equal size, in as few bytes as it can."""
+        differs = base != packed
+        count = int(np.count_nonzero(differs))
+        if count * (1 + _OFFSET.itemsize) > base.size or base.size > np.iinfo(_OFFSET).max:
+            return cls(slot, block, None, packed.copy())
+        return cls(slot, block, np.flatnonzero(differs).astype(_OFFSET), packed[differs])
+
+    @property
+    def where(self) -> NDArray[np.uint32] | slice:
+        """What of the block it changes."""
+        return slice(None) if self.offsets is None else self.offsets
+
+    def fits(self, block: Bytes) -> bool:
+        """Whether it changes nothing outside ``block``."""
+        if self.offsets is None:
+            return self.new.size == block.size
+        return bool(self.new.size == self.offsets.size and (self.offsets < block.size).all())
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,8 @@ class BytePatch:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(piece.offsets.nbytes + piece.new.nbytes for piece in self.pieces)
+        offsets = sum(p.offsets.nbytes for p in self.pieces if p.offsets is not None)
+        return offsets + sum(piece.new.nbytes for piece in self.pieces)
 
     def save(self, path: str) -> None:
         """Write to a cache file, atomically."""
@@ -61,7 +83,9 @@ class BytePatch:
             "facts": np.array([self.changed, self.rounding_error], np.float64),
         }
         for i, piece in enumerate(self.pieces):
-            arrays |= {f"offsets{i}": piece.offsets, f"new{i}": piece.new}
+            arrays[f"new{i}"] = piece.new
+            if piece.offsets is not None:
+                arrays[f"offsets{i}"] = piece.offsets
         np.savez(buffer, allow_pickle=False, **arrays)
         data = buffer.getvalue()
         with replacing(Path(path)) as part:
@@ -76,7 +100,7 @@ class BytePatch:
         arrays = np.load(io.BytesIO(data[32:]), allow_pickle=False)
         names = zip(arrays["slots"].tolist(), arrays["blocks"].tolist(), strict=True)
         pieces = tuple(
-            Piece(slot, block, arrays[f"offsets{i}"], arrays[f"new{i}"])
+            Piece(slot, block, arrays.get(f"offsets{i}"), arrays[f"new{i}"])
             for i, (slot, block) in enumerate(names)
         )
         changed, error = arrays["facts"].tolist()

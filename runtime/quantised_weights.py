@@ -77,7 +77,7 @@ class QuantisedWeights:
         patch = BytePatch.load(path)
         for piece in patch.pieces:
             blocks = self._blocks.get(piece.slot, ())
-            if piece.block >= len(blocks) or piece.offsets.max() >= blocks[piece.block].size:
+            if piece.block >= len(blocks) or not piece.fits(blocks[piece.block]):
                 raise UnsupportedError(f"the cached patch '{path}' is of another image")
         return patch
 
@@ -149,11 +149,11 @@ class QuantisedWeights:
 
     def _take_out(self, applied: Sequence[Applied]) -> None:
         for piece, base in applied:
-            self._block(piece)[piece.offsets] = base
+            self._block(piece)[piece.where] = base
 
     def _put_in(self, applied: Sequence[Applied]) -> None:
         for piece, _ in applied:
-            self._block(piece)[piece.offsets] = piece.new
+            self._block(piece)[piece.where] = piece.new
 
     def _block(self, piece: Piece) -> Bytes:
         return self._blocks[piece.slot][piece.block]
@@ -166,11 +166,11 @@ class QuantisedWeights:
         block = self._blocks[slot][number].copy()
         for piece, base in self._active:
             if (piece.slot, piece.block) == (slot, number):
-                block[piece.offsets] = base
+                block[piece.where] = base
         return block
 
     def _base_bytes(self, piece: Piece) -> Bytes:
-        return self._base_block(piece.slot, piece.block)[piece.offsets]
+        return self._base_block(piece.slot, piece.block)[piece.where]
 
 
 def _piece(slot: str, block: int, base: Bytes, packed: Bytes) -> Piece:
@@ -178,8 +178,7 @@ def _piece(slot: str, block: int, base: Bytes, packed: Bytes) -> Piece:
         raise UnsupportedError(
             f"{slot}: the engine packs other values into {packed.size} bytes, not {base.size}"
         )
-    offsets = np.flatnonzero(base != packed)
-    return Piece(slot, block, offsets, packed[offsets])
+    return Piece.between(slot, block, base, packed)
 
 
 def _digest(blocks: Sequence[Bytes]) -> str:
