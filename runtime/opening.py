@@ -28,6 +28,9 @@ def open_bundle(
 ) -> Session:
     """Open an exported bundle, or any ExecuTorch program.
 
+    A program that is opened without its bundle has no digest to be compared with: ExecuTorch
+    believes what it reads, and a damaged file can end the process. Open only files that you trust.
+
     Args:
         folder: The bundle; or a file ``.pte`` that was not exported for us, which runs, but has no
             slots for adapters.

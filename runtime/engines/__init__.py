@@ -85,7 +85,7 @@ def open_engine(name: str, folder: Path, manifest: Manifest, route: Route, threa
         threads: Of the engine.
 
     Raises:
-        EngineUnavailableError: If its package is not installed.
+        EngineUnavailableError: If its package is not installed, or not whole.
         UnsupportedError: If the route is not possible here.
     """
     try:
@@ -94,6 +94,11 @@ def open_engine(name: str, folder: Path, manifest: Manifest, route: Route, threa
         raise EngineUnavailableError(
             f"engine {name!r} is not installed ({error.name} is missing). "
             f"Install it with: pip install 'edge-lora[{name}]'"
+        ) from error
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"engine {name!r} is installed, but cannot be loaded: {error}. "
+            f"Install it anew with: pip install --force-reinstall 'edge-lora[{name}]'"
         ) from error
     engine: Engine = module.open_engine(folder, manifest, route, threads)
     return engine
