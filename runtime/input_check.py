@@ -69,4 +69,4 @@ def _fits(array: NDArray[np.generic], spec: TensorSpec, largest: Mapping[str, in
 @lru_cache(maxsize=64)
 def _dtype_name(dtype: np.dtype[np.generic]) -> str:
     """Return ``dtype.name``, which NumPy puts together anew each time it is asked."""
-    return dtype.name
+    return dtype.name if dtype.isnative else dtype.str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,10 +72,13 @@ class ExecuTorchEngine:
             with self._turn:
                 self.runs += 1
                 found = self._memory.program.run(
-                    [np.ascontiguousarray(arrays[name]) for name in self._order]
+                    [np.asarray(arrays[name], order="C") for name in self._order]
                 )
         except EdgeLoraError as error:
-            raise UnsupportedError(f"ExecuTorch refused this run: {error}") from error
+            given = ", ".join(f"{name} {arrays[name].shape}" for name in self.inputs)
+            raise UnsupportedError(
+                f"ExecuTorch refused this run of {given}: {self._named(str(error))}"
+            ) from error
         return dict(zip(self.outputs, found, strict=True))
 
     def run_values(self, feeds: Mapping[str, object]) -> dict[str, object]:
@@ -141,6 +145,13 @@ class ExecuTorchEngine:
     def close(self) -> None:
         """Free the program."""
         self._memory.close()
+
+    def _named(self, message: str) -> str:
+        """Return ``message`` with the names of the inputs that it numbers."""
+        names = dict(enumerate(self._order))
+        return re.sub(
+            r"\binput (\d+)\b", lambda m: f"input {names.get(int(m[1]), m[1])!r}", message
+        )
 
     def _edits(self, weights: Arrays) -> dict[int, NDArray[np.generic]]:
         slots = self._program.slots
