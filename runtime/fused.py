@@ -95,6 +95,8 @@ def open_weights(
     if engine.route == "reload":
         return ReloadedWeights(raw, engine)
     weights: PatchedWeights | QuantisedWeights
+    if manifest.program is not None and manifest.program.weights != "fp32":
+        cast("PackingEngine", engine).require_same_unpacked(canary)
     if raw.has_codes:
         from edge_lora.runtime.quantised_weights import QuantisedWeights
 

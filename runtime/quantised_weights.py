@@ -35,6 +35,9 @@ Applied = tuple[Piece, Bytes]
 class PackingEngine(Engine, Protocol):
     """An engine that packs weights on demand."""
 
+    def require_same_unpacked(self, feeds: Arrays) -> None:
+        """Refuse packed weights with which one run gives other outputs than others do."""
+
     def blocks(self) -> Blocks:
         """Return the memory of every slot, writable."""
 

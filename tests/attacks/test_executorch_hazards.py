@@ -9,6 +9,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +236,16 @@ def test_names_of_packed_weights_that_are_not_there_are_refused(bundle, tmp_path
     folder = doctored(bundle, tmp_path / "lost", key="0" * 64)
     with pytest.raises(EdgeLoraError):
         open_bundle(folder, threads=1, route="packed")
+
+
+def test_outputs_that_the_program_does_not_have_are_refused(bundle, tmp_path):
+    folder = Path(shutil.copytree(bundle, tmp_path / "outputs"))
+    document = json.loads((folder / "bundle.json").read_text())
+    (output,) = document["executorch"]["outputs"]
+    document["executorch"]["outputs"] = [output, {**output, "name": "other"}]
+    (folder / "bundle.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="names 2 outputs, the program has 1"):
+        open_bundle(folder, threads=1)
 
 
 def test_a_forged_layout_is_not_trusted(bundle, adapter, tmp_path, monkeypatch):

@@ -257,5 +257,23 @@ def test_codes_or_scales_that_lie_elsewhere_are_refused(bundle, route, key, shif
         open_bundle(folder, threads=1, route=route)
 
 
+def test_a_layer_with_the_scales_of_another_is_found_out(bundle, caplog, monkeypatch):
+    """XNNPACK hands a layer the packed weight of another that has equal codes: do what it does."""
+    from edge_lora.runtime.engines.program_memory import ProgramMemory
+
+    load = ProgramMemory._load
+
+    def mixed_up(self, handle, threads, probed):
+        load(self, handle, threads, probed)
+        offset, size = max(self.program.entries().values(), key=lambda place: place[1])
+        packed = self.program.packed()[offset : offset + size]
+        packed[:] = packed[::-1].copy()
+
+    monkeypatch.setattr(ProgramMemory, "_load", mixed_up)
+    with caplog.at_level(logging.WARNING), open_bundle(bundle, threads=1) as session:
+        assert session.route == "reload"
+    assert "XNNPACK takes some of its layers for the same" in caplog.text
+
+
 def test_the_adapter_file_of_the_fp32_base_fits(bundle, mlp_bundle):
     assert read_manifest(bundle).fingerprint == read_manifest(mlp_bundle).fingerprint
