@@ -90,6 +90,8 @@ class Decoder:
             raise UnsupportedError(f"{total} tokens, the model takes at most {self._most}")
         with self._session.held() as engine:
             self._follow_swap()
+            if self._cache.filled == total:
+                raise UnsupportedError("every token was run already; append() the next one first")
             adapter = self._session.unfused_values(self._adapter, self._rank)
             return self._cache.run(engine, self.ids, self.mask, adapter)
 

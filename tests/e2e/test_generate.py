@@ -45,6 +45,15 @@ def test_a_batch_of_uneven_prompts_equals_each_alone(session):
     assert together == alone
 
 
+def test_a_second_step_without_a_token_is_refused(session):
+    decoder = Decoder(session, PROMPTS[:1])
+    decoder.step()
+    with pytest.raises(UnsupportedError, match=r"append\(\) the next one first"):
+        decoder.step()
+    decoder.append(np.array([3]))
+    decoder.step()
+
+
 def test_a_switch_in_the_middle_rebuilds_the_cache(session):
     decoder = Decoder(session, PROMPTS[:1])
     decoder.append(decoder.step().argmax(-1))
