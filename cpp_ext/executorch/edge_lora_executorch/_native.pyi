@@ -80,4 +80,5 @@ class Program:
         The name is the key of the raw weight; if it has a bias, the bias's key follows. Equal
         weights with equal biases share one entry.
         """
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the program and let its file's memory go, once no run is left."""

@@ -177,9 +177,10 @@ void AddProblems(const Bundle& bundle, const std::string& name, const Json& delt
                        slot->sha256.substr(0, 16));
   }
   if (!slot->is_fp32) {
-    problems.push_back(name +
-                       ": is not fp32 in the program, so this tool cannot fuse into it. Use "
-                       "edge_lora.open() in Python, or export the base with fp32 weights");
+    problems.push_back(
+        name +
+        ": is not fp32 in the program, so this tool cannot fuse into it. Use "
+        "edge_lora.runtime.open_bundle() in Python, or export the base with fp32 weights");
   }
 }
 
