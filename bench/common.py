@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_lora import Adapter, BaseIdentity, Delta, LowRank, Sparse, codebook
 from edge_lora.bundle import Manifest, read_manifest
+from edge_lora.errors import EngineUnavailableError
 from edge_lora.forms import Form, matrix_shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,7 +125,7 @@ def _device() -> Mapping[str, object]:
     """Name the machine; without the compiled core, which no training needs, in fewer words."""
     try:
         from edge_lora.runtime.bench.measure import device
-    except ImportError:
+    except (ImportError, EngineUnavailableError):
         return {"processor": platform.processor() or "unknown", "cores": os.cpu_count() or 0}
     return device()
 

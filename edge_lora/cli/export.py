@@ -77,7 +77,7 @@ def command(
     \b
     edge-lora export --base smollm2 -o smollm2-bundle
     edge-lora export --base smollm2 -o smollm2-sites --slots inputs --sites '*.mlp'
-    edge-lora export --base smollm2 -o smollm2-et --engine executorch --weights int8-dynamic
+    edge-lora export --base smollm2 -o smollm2-et --engine executorch
     """
     from edge_lora.bases import load_model
     from edge_lora.export import export_bundle
