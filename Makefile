@@ -21,10 +21,13 @@ JOBS   ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := check
-.PHONY: demo test check fmt lint tidy types cpp asan tsan bench fuzz clean
+.PHONY: demo test executorch check fmt lint tidy types cpp asan tsan bench fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edge-lora demo $(ARGS)
+
+# The second engine, with what its exporter needs.
+executorch: $(VENV)/.executorch
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -165,6 +165,7 @@ def command(
         try:
             follower = Follower(forecasts, problems, Writer(forecasts.horizon, as_json))
             follower.follow(stop.lines(_lines(source, follow, reader.restart)), reader)
+            _require_forecasts(forecasts)
         except KeyboardInterrupt:
             pass
         finally:
@@ -314,6 +315,15 @@ def _lines(
     else:
         with source.open("rb") as file:
             yield from lines_of(file.fileno())
+
+
+def _require_forecasts(forecasts: Forecasts) -> None:
+    """Raise UnsupportedError if a stream has ended and nothing came of it."""
+    if not forecasts.counts.forecasts:
+        raise UnsupportedError(
+            f"the stream ended without a forecast: each needs {forecasts.window} rows of a series "
+            "in equal steps without a gap (--fill closes short ones), and an adapter that fits"
+        )
 
 
 def _report(forecasts: Forecasts, problems: Problems, as_json: bool) -> None:

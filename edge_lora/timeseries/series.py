@@ -226,7 +226,7 @@ def _fill_values(
                 last = f" to line {lines[end - 1]}" if end - start > 1 else ""
                 where = f"line {lines[start]}{last}"
                 problems.append(
-                    f"{where}: no value in column {name!r} ({end - start} rows; fill is {fill})"
+                    f"{where}: no value in column {name!r} ({end - start} rows; --fill is {fill})"
                 )
         if gone.any() and not problems:
             column[gone] = np.interp(rows[gone], rows[~gone], column[~gone])
