@@ -20,6 +20,7 @@ from edge_lora.cli.output import (
 )
 from edge_lora.cli.plot import draw, errors_option, plot_option, require_plots
 from edge_lora.cli.scenarios import condition_option, require_out, train_set
+from edge_lora.cli.series_options import series_options
 from edge_lora.cli.tasks import task_option
 
 if TYPE_CHECKING:
@@ -44,16 +45,7 @@ _horizon_option = click.option("--horizon", type=int, required=True, help="Rows 
 
 @click.command("train")
 @task_option("What to train.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file.")
-@click.option("--columns", help="Channels, separated by commas. Default: all but the time.")
-@click.option("--time", help="Name of the time column. Default: the first that reads as a date.")
-@click.option(
-    "--fill",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Longest gap to fill, in rows.",
-)
+@series_options
 @click.option(
     "--split",
     type=click.Choice(["auto", "ett", "70/10/20"]),

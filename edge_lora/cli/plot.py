@@ -10,6 +10,7 @@ import click
 
 from edge_lora.adapter import Adapter
 from edge_lora.cli.output import json_option, print_facts, print_json, report, require_file_place
+from edge_lora.cli.series_options import series_options
 from edge_lora.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -66,16 +67,7 @@ def draw(
 
 @click.command("plot")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="CSV file.")
-@click.option("--columns", help="Channels, separated by commas. Default: all but the time.")
-@click.option("--time", help="Name of the time column. Default: the first that reads as a date.")
-@click.option(
-    "--fill",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Longest gap to fill, in rows.",
-)
+@series_options
 @click.option(
     "--split",
     type=click.Choice(["auto", "ett", "70/10/20"]),
