@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,7 +63,8 @@ def export(request: Request, folder: Path, stages: Stages) -> Exported:
     of_slots = {name for pair in pairs.values() for name in pair}
     order = tuple(spec.name for spec in lowered.inputs)
     with stages("verify against torch"):
-        error = verify_program(lowered.pte, plan, order, request.program_weights)
+        rounding = partial(in_8_bits, linears)
+        error = verify_program(lowered.pte, plan, order, request.program_weights, rounding)
     path = folder / PROGRAM_FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(lowered.pte)

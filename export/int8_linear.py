@@ -25,7 +25,6 @@ CODES, SCALES, ZEROS = "int8_codes", "int8_scales", "int8_zeros"
 """Names of the buffers that a module has while it is in 8 bits."""
 LARGEST = 127
 _LEAST_SCALE = 1e-12  # of a row of zeros
-_EPSILON = 1e-7  # least scale of activations
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,12 +90,12 @@ def _restore(module: torch.nn.Linear) -> None:
 
 
 def _forward(module: torch.nn.Linear, x: Tensor) -> Tensor:
-    """Return x @ weight.T + bias, both operands rounded to 8 bits."""
+    """Return x @ weight.T + bias, both operands rounded to 8 bits: x by its rows, as XNNPACK."""
     ops = torch.ops.quantized_decomposed
     bounds, largest = (-128, 127, torch.int8), (-LARGEST, LARGEST, torch.int8)
-    scale, zero = ops.choose_qparams.tensor(x, -128, 127, _EPSILON, torch.int8)
-    codes = ops.quantize_per_tensor.tensor(x, scale, zero, *bounds)
-    rounded = ops.dequantize_per_tensor.tensor(codes, scale, zero, *bounds)
+    scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
+    codes = ops.quantize_per_token(x, scale, zero, *bounds)
+    rounded = ops.dequantize_per_token(codes, scale, zero, *bounds, torch.float32)
     buffers = (getattr(module, name) for name in (CODES, SCALES, ZEROS))
     weight = ops.dequantize_per_channel.default(*buffers, 0, *largest)
     return functional.linear(rounded, weight, module.bias)
