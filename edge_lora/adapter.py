@@ -15,6 +15,9 @@ from edge_lora.codebook import Coded
 from edge_lora.errors import ShapeError, list_all
 from edge_lora.forms import FORM_NAMES, Bottleneck, Form, form_nbytes, is_replacing, problems_of
 
+AUTO = "auto"
+"""Not the name of an adapter: ``session.set_adapter("auto")`` picks by the input of each run."""
+
 
 @dataclass(frozen=True)
 class BaseIdentity:

@@ -22,13 +22,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from math import exp, inf, pi, prod, sqrt
-from statistics import NormalDist
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_lora.errors import UnknownNameError, UnsupportedError
+
+if TYPE_CHECKING:
+    from statistics import NormalDist
 
 Float32 = NDArray[np.float32]
 Book = Literal["gauss_l1", "lloyd_max"]
@@ -38,7 +40,6 @@ BITS = (1, 2, 4, 8)
 SPREAD_FLOOR = 1e-5
 """Added to the spread before dividing by it, so that equal values can be coded."""
 _MAX_SWEEPS = 500
-_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def _levels(book: Book, bits: int) -> Float32:
     """
     centre, power = {"gauss_l1": (_median, 2), "lloyd_max": (_mean, 3)}[book]
     count = 2 ** (bits - 1)
-    levels = [sqrt(power) * _NORMAL.inv_cdf((i + 0.5) / (2 * count)) for i in range(count)]
+    levels = [sqrt(power) * _normal().inv_cdf((i + 0.5) / (2 * count)) for i in range(count)]
     for _ in range(_MAX_SWEEPS):
         bounds = [-inf, *((a + b) / 2 for a, b in pairwise(levels)), 0.0]
         fresh = [centre(a, b) for a, b in pairwise(bounds)]
@@ -196,12 +197,20 @@ def _levels(book: Book, bits: int) -> Float32:
 
 def _median(low: float, high: float) -> float:
     """Return the median of N(0, 1) between two bounds."""
-    return _NORMAL.inv_cdf((_NORMAL.cdf(low) + _NORMAL.cdf(high)) / 2)
+    return _normal().inv_cdf((_normal().cdf(low) + _normal().cdf(high)) / 2)
 
 
 def _mean(low: float, high: float) -> float:
     """Return the mean of N(0, 1) between two bounds."""
-    return (_density(low) - _density(high)) / (_NORMAL.cdf(high) - _NORMAL.cdf(low))
+    return (_density(low) - _density(high)) / (_normal().cdf(high) - _normal().cdf(low))
+
+
+@cache
+def _normal() -> NormalDist:
+    """Return the normal distribution; its module is slow to import, and devices read books."""
+    from statistics import NormalDist
+
+    return NormalDist()
 
 
 def _density(x: float) -> float:

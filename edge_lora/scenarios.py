@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edge_lora.adapter import AUTO
 from edge_lora.atomic import replacing
 from edge_lora.bundle import hash_file
 from edge_lora.bundle_fields import (
@@ -46,8 +47,6 @@ from edge_lora.strict_json import parse_strict
 FORMAT_VERSION = (1, 0)
 MANIFEST = "scenarios.json"
 CLASSIFIER = "classifier.safetensors"
-AUTO = "auto"
-"""Not the name of an adapter: ``session.set_adapter("auto")`` picks by the input of each run."""
 MOST_CONDITIONS = 64
 MAX_MANIFEST_BYTES = 1 << 20
 _KEY = "edge_lora_scenarios"

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_lora.adapter import AUTO
 from edge_lora.errors import UnsupportedError
 from edge_lora.runtime.adapters import LoadedAdapter
 from edge_lora.runtime.engines import Arrays
 from edge_lora.runtime.live import Live
-from edge_lora.runtime.scenarios import Outputs, Scenarios
 from edge_lora.runtime.switching import SwapStats
-from edge_lora.scenarios import AUTO
 
 if TYPE_CHECKING:
+    from edge_lora.runtime.scenarios import Outputs, Scenarios
     from edge_lora.runtime.session import Session
 
 
@@ -39,6 +39,8 @@ class Picking:
 
     def load(self, session: Session, folder: str | Path) -> list[str]:
         """Read a set and load its adapters into the session; return their names."""
+        from edge_lora.runtime.scenarios import Scenarios
+
         scenarios = Scenarios(folder, session.manifest)
         with self._loading:
             if self.scenarios is not None:

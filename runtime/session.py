@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_lora.adapter import AUTO
 from edge_lora.bundle import Manifest, TensorSpec
 from edge_lora.errors import UnknownNameError, UnsupportedError
 from edge_lora.runtime.adapters import LoadedAdapter, load, unbound
@@ -22,10 +24,11 @@ from edge_lora.runtime.kv_callers import callers_cache
 from edge_lora.runtime.live import Live
 from edge_lora.runtime.picking import Picking
 from edge_lora.runtime.rank_choice import Rank
-from edge_lora.runtime.scenarios import Choice
 from edge_lora.runtime.switching import SwapStats, paired
 from edge_lora.runtime.unfused import SlotInputs
-from edge_lora.scenarios import AUTO
+
+if TYPE_CHECKING:
+    from edge_lora.runtime.scenarios import Choice
 
 
 class Session:

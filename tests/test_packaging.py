@@ -74,9 +74,11 @@ def test_every_module_imports():
 
 @pytest.mark.parametrize("module", ["edge_lora", "edge_lora.runtime", "edge_lora.cli"])
 def test_light_imports_are_fast_and_bring_nothing_heavy(module):
-    ms, loaded = probe(IMPORT.format(module=module), 150)
+    """Against the import of NumPy, which most of it is: this machine may be slow, or busy."""
+    numpy_ms, _ = probe(IMPORT.format(module="numpy"), 0)
+    ms, loaded = probe(IMPORT.format(module=module), 3 * numpy_ms)
     assert not loaded
-    assert ms < 150, f"import {module} takes {ms:.0f} ms"
+    assert ms < 3 * numpy_ms, f"import {module} takes {ms:.0f} ms, NumPy {numpy_ms:.0f}"
 
 
 def test_help_is_fast():
