@@ -12,6 +12,7 @@ from edge_lora.bundle_engine import as_seen_by, choose_engine
 from edge_lora.errors import UnknownNameError, UnsupportedError, list_all
 from edge_lora.runtime.engines import ROUTES, Route
 from edge_lora.runtime.foreign_program import describe_program, is_program
+from edge_lora.runtime.live import Live
 from edge_lora.runtime.session import Session
 from edge_lora.runtime.verified import verify_once
 
@@ -62,7 +63,7 @@ def open_bundle(
     failures = []
     for candidate in possible if route == "auto" else (route,):
         try:
-            session = Session(folder, manifest, engine, candidate, threads, adapter_budget_bytes)
+            live = Live(folder, manifest, engine, candidate, threads, adapter_budget_bytes)
         except UnsupportedError as error:
             failures.append(f"{candidate}: {error}")
             continue
@@ -70,5 +71,5 @@ def open_bundle(
             log.warning(
                 "%s", list_all(f"route {candidate!r} is in use instead of 'packed'", failures)
             )
-        return session
+        return Session(folder, manifest, engine, live)
     raise UnsupportedError(list_all(f"bundle '{folder}' cannot be opened here", failures))

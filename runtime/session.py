@@ -39,20 +39,12 @@ class Session:
     the old adapter or the new one, never a mixture.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        engine: str,
-        route: Route,
-        threads: int,
-        adapter_budget_bytes: int | None,
-    ) -> None:
-        """Open ``manifest`` on one route; raises UnsupportedError if that route fails here."""
+    def __init__(self, folder: Path, manifest: Manifest, engine: str, live: Live) -> None:
+        """Switch adapters in ``live``, which is ``manifest`` open in the engine of that name."""
         self.folder = folder
         self.manifest = manifest
-        self.engine = engine  # its name
-        self._live = Live(folder, manifest, engine, route, threads, adapter_budget_bytes)
+        self.engine = engine
+        self._live = live
         self._cache = callers_cache(manifest)
         self._changing = threading.Lock()  # one load, switch or delete at a time
         self._loaded: dict[str, LoadedAdapter] = {}
